@@ -65,7 +65,8 @@ def identifying_frames(source: VideoSource, with_last: bool = False) -> dict[int
     Args:
         source: the videos.
         with_last: whether to put the last frame of a video in third place. It distinguishes videos
-            that start alike, such as those of a fixed camera.
+            that start alike, such as those of a fixed camera. The digests of runs, which earlier
+            versions stored, do not depend on it.
 
     Returns:
         Frame indices in the full video, by index of the video: up to :data:`SAMPLED_FRAMES` in all,
