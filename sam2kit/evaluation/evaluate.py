@@ -22,7 +22,7 @@ from sam2kit.config.schema import Config
 from sam2kit.config.stored import override_allowed
 from sam2kit.data.build import open_sets
 from sam2kit.data.sources.base import SelectedVideos, VideoSource
-from sam2kit.data.splits import Splits, describe
+from sam2kit.data.splits import TEST, VALIDATION, Splits, describe
 from sam2kit.evaluation.field_scores import FIELD_SCORES, field_scores, field_summary
 from sam2kit.evaluation.label_results import find_label_results, score_label_results
 from sam2kit.evaluation.predictions import open_results, read_prediction, score_results
@@ -95,7 +95,7 @@ def evaluate(
     tracker_options(config)
     source = scored_source(config, splits)
     split = check_scored_videos(config, source, splits, compared)
-    check_scored_frames(source, config.evaluation.convention)
+    check_scored_frames(source, config.evaluation.convention, split.name)
     files = ResultFiles(output_dir, config)
     calibration = None
     if config.evaluation.calibration_videos:
@@ -147,12 +147,15 @@ def evaluate(
     )
 
 
-def check_scored_frames(source: VideoSource, convention: str | None = None) -> None:
+def check_scored_frames(
+    source: VideoSource, convention: str | None = None, part: str = VALIDATION
+) -> None:
     """Warn about videos in which only the prompted frame is annotated and nothing is scored.
 
     Args:
-        source: the validation videos.
+        source: the videos to score.
         convention: the value of ``evaluation.convention``; ``all_frames`` scores prompted frames.
+        part: ``validation`` or ``test``, for messages.
 
     Raises:
         DataError: this applies to all videos.
@@ -164,13 +167,13 @@ def check_scored_frames(source: VideoSource, convention: str | None = None) -> N
     names = [name for name, count in zip(source.names, counts, strict=True) if count < 2]
     if not names:
         return
-    videos = f"{len(names)} of {len(source)} validation videos, such as {visible_text(names[0])!r}"
+    videos = f"{len(names)} of {len(source)} {part} videos, such as {visible_text(names[0])!r}"
     problem = f"{videos}: only the prompted frame is annotated, so no frame can be scored"
     if len(names) == len(source):
         raise DataError(
             problem,
-            key="valdataset.data_path",
-            hint="annotate more frames of these videos, or use other validation videos",
+            key="testdataset.data_path" if part == TEST else "valdataset.data_path",
+            hint=f"annotate more frames of these videos, or use other {part} videos",
         )
     logger.warning("{}", problem)
 

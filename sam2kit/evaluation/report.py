@@ -92,7 +92,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.means[self.trackers[0].tracker]["J&F"] is None:
             raise DataError(
-                "no frame of the validation videos is scored under this convention",
+                "no frame of the videos is scored under this convention",
                 hint="choose another evaluation.convention, or videos with more annotated frames",
             )
 

@@ -110,6 +110,13 @@ def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> lis
                 hint="remove this override, or train on several devices without a sweep",
             )
         trials.append(Trial(name, list(point), config))
+    generated = any(t.config.validation_dataset().type == "synthetic" for t in trials)
+    if generated and len({t.config.seed for t in trials}) > 1:
+        logger.warning(
+            "The clips generated for validation depend on seed, so trials with different seeds "
+            "cannot be compared. Validate on videos: set valdataset.type=auto and "
+            "valdataset.data_path"
+        )
     return trials
 
 

@@ -347,7 +347,7 @@ def test_videos_without_objects_are_skipped_and_data_without_any_is_rejected(con
     assert [v.name for v in evaluate(config, copied, tmp_path).trackers[0].videos] == ["b"]
     for t in range(5):
         save_palette(root / "Annotations" / "b" / f"{t:05d}.png", np.zeros(SIZE, np.uint8))
-    with pytest.raises(DataError, match="no frame of the validation videos is scored"):
+    with pytest.raises(DataError, match="no frame of the videos is scored"):
         evaluate(config, copied, tmp_path)
 
 
@@ -402,7 +402,7 @@ def test_predictions_without_a_scored_frame_are_rejected(tmp_path):
     save_frame(root / "JPEGImages" / "v" / "0.jpg", 10)
     save_palette(root / "Annotations" / "v" / "0.png", np.eye(*SIZE, dtype=np.uint8))
     overrides = [f"valdataset.data_path='{root}'", "dataset.type=video"]
-    with pytest.raises(DataError, match="no frame of the validation videos is scored") as error:
+    with pytest.raises(DataError, match="no frame of the videos is scored") as error:
         evaluate_predictions(root / "Annotations", overrides, tmp_path / "out")
     assert "evaluation.convention" in error.value.hint
 

@@ -10,6 +10,7 @@ import textwrap
 import time
 
 import pytest
+from data_helpers import make_davis
 
 import sam2kit.evaluation
 from sam2kit.cli.main import main
@@ -104,6 +105,14 @@ def test_the_grid(config_file):
         "nano",
         "t",
     ]
+
+
+def test_seeds_on_generated_validation_videos_are_warned_of(config_file, tmp_path, messages):
+    plan_trials(config_file, ["optimizer.lr=1e-5,1e-4"])
+    plan_trials(None, ["seed=1,2", "model=nano", f"dataset.data_path='{make_davis(tmp_path)}'"])
+    assert not any("generated for validation" in line for line in messages)
+    plan_trials(config_file, ["seed=1,2"])
+    assert any("WARNING" in line and "generated for validation" in line for line in messages)
 
 
 @pytest.mark.parametrize(
