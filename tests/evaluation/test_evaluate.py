@@ -18,7 +18,7 @@ from loguru import logger
 from sam2kit.cli.main import main
 from sam2kit.config.loading import load_config
 from sam2kit.data.sources.frame_folders import VideoDataset
-from sam2kit.evaluation import statistics
+from sam2kit.evaluation import scored_split, statistics
 from sam2kit.evaluation.evaluate import (
     AFTER,
     BEFORE,
@@ -117,6 +117,7 @@ def test_each_interval_and_difference_is_computed_once(config, tmp_path, monkeyp
 def test_an_interrupted_evaluation_resumes_with_equal_results(config, runs, tmp_path, monkeypatch):
     config.evaluation.protocol, config.evaluation.clicks = "clicks", 2
     config.evaluation.noise, config.evaluation.noise_levels = 0.1, [0.2]
+    monkeypatch.setattr(scored_split, "describe", lambda source: [])  # reads frames to hash them
     write_results(evaluate(config, runs, tmp_path / "whole"))
     read, frames = VideoDataset.read_frame, []
 
