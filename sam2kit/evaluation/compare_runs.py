@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sam2kit.config.schema import MACHINE, options
+from sam2kit.data.splits import SplitVideo
 from sam2kit.evaluation.plots import paired_chart
 from sam2kit.evaluation.scores import BEFORE, SCHEMA_VERSION
 from sam2kit.evaluation.statistics import (
@@ -170,29 +171,30 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
     if not metrics_by_path:
         raise DataError("no runs to compare", hint="pass at least one directory")
     names = _unique_names(list(metrics_by_path))
-    _number_videos(list(metrics_by_path.values()))
+    _number_videos(metrics_by_path)
     return [
         EvaluatedRun(name, metrics_by_path[path], *_seed_and_settings(path, metrics_by_path[path]))
         for path, name in names.items()
     ]
 
 
-def _number_videos(results: Sequence[dict[str, Any]]) -> None:
+def _number_videos(results: Mapping[Path, dict[str, Any]]) -> None:
     """Rename videos with the name of another evaluation's video, but other frames."""
-    contents: dict[str, list[set[str]]] = {}  # of the different videos of each name
-    for metrics in results:
+    known: dict[str, list[SplitVideo]] = {}  # the different videos of each name
+    for path, metrics in results.items():
         videos = {}
-        for name, scores in metrics["videos"].items():
-            # Earlier versions did not store the content, nor is there one for generated videos.
-            content, known = set(scores.get("content", ())), contents.setdefault(name, [])
-            same = (
-                n for n, other in enumerate(known) if not (content and other) or content & other
-            )
-            number = next(same, len(known))
-            if number == len(known):
-                known.append(content)
-            known[number] |= content
-            videos[f"{name} ({number + 1})" if number else name] = scores
+        with damage_is(DataError, path / "metrics.json", "evaluate the run again"):
+            for name, scores in metrics["videos"].items():
+                # Earlier versions did not store the content; then the name decides.
+                video = SplitVideo(name, (0, 0), tuple(scores.get("content", ())))
+                others = known.setdefault(name, [])
+                same = (n for n, other in enumerate(others) if video.same_video(other))
+                number = next(same, len(others))
+                if number == len(others):
+                    others.append(video)
+                elif not others[number].content:
+                    others[number] = video
+                videos[f"{name} ({number + 1})" if number else name] = scores
         metrics["videos"] = videos
 
 

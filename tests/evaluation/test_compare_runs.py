@@ -93,6 +93,8 @@ def test_folders_without_an_evaluation_are_rejected(tmp_path):
         lambda content: content["trackers"]["after training"].pop("J&F"),
         lambda content: content["trackers"].update({"after training": 3}),
         lambda content: content.update({"videos": ["a"]}),
+        lambda content: content.update({"videos": {"a": 3}}),
+        lambda content: content.update({"videos": {"a": {"content": [3]}, "b": {"content": 3}}}),
         lambda content: content.update({"trackers": {}}),
         lambda content: content.pop("convention"),
     ],
@@ -237,7 +239,7 @@ def with_content(folder, prefix):
     """Add to an evaluation which frames its videos have."""
     content = json.loads((folder / "metrics.json").read_text())
     for video, scores in content["videos"].items():
-        scores["content"] = [f"{prefix} {video} {t}" for t in (0, 16)]
+        scores["content"] = ["0:title", *(f"{t}:{prefix} {video} {t}" for t in (16, 4))]
     (folder / "metrics.json").write_text(json.dumps(content))
     return folder
 
@@ -255,10 +257,13 @@ def test_other_videos_of_the_same_name_are_another_data_set(tmp_path):
 
 
 def test_videos_of_an_earlier_version_are_compared_by_name(tmp_path):
-    folders = [with_content(evaluate_run(tmp_path / "x", shifted(0.1)), "davis")]
-    folders.append(evaluate_run(tmp_path / "y", shifted(0.1)))
-    (comparison,) = compare_on_videos(find_runs(folders))
-    assert comparison.videos == VIDEOS
+    folders = [evaluate_run(tmp_path / "old", shifted(0.1))]
+    folders += [
+        with_content(evaluate_run(tmp_path / name, shifted(0.1)), name) for name in ("x", "y")
+    ]
+    comparison, other = compare_on_videos(find_runs(folders))
+    assert [group.name for group in comparison.groups] == ["old", "x"]
+    assert comparison.videos == VIDEOS and other.videos == [f"{video} (2)" for video in VIDEOS]
 
 
 @pytest.mark.parametrize("key", ["trained_on", "selected_on"])
