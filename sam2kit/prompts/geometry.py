@@ -37,7 +37,7 @@ def rescale_points(points: Points, from_size: Sequence[int], to_size: Sequence[i
     """
     scale = [to_size[1] / from_size[1], to_size[0] / from_size[0]]
     if isinstance(points, Tensor):
-        return (points + 0.5) * torch.tensor(scale) - 0.5
+        return (points + 0.5) * torch.tensor(scale, device=points.device) - 0.5
     return (points + 0.5) * np.array(scale) - 0.5
 
 
