@@ -209,10 +209,10 @@ def resumed_model(config: Config) -> Config:
 
     Each of both is replaced only if the user did not set it: if ``model.checkpoint`` is null, or
     ``model.size`` is the default. A run that starts from ``nano`` stores its size, which the
-    command that started it need not contain.
+    command that started it need not contain. Random initial weights do not determine a size.
     """
     path = config.trainer.resume_from
-    if path is None:
+    if path is None or config.model.checkpoint == RANDOM:
         return config
     try:
         stored = read_run_config(path).model
