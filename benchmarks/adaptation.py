@@ -16,7 +16,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -192,9 +192,13 @@ def generated_clips(config: Config, sizes: Sizes) -> VideoSource:
 
 
 def weights_folder(config: Config, work: Path) -> Path:
-    """Return the folder of the results of the starting weights, named after their content."""
+    """Return the folder of the results of the starting weights, named after their content.
+
+    LoRA's weights do not count: they are random, and do not change the starting model.
+    """
     digest = hashlib.blake2b(digest_size=4)
-    for name, weight in sorted(create_sam2_model(config).state_dict().items()):
+    start = replace(config, model=replace(config.model, lora_modules=[]))
+    for name, weight in sorted(create_sam2_model(start).state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.contiguous().numpy())
     return work / f"weights-{digest.hexdigest()}"

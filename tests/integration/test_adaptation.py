@@ -119,6 +119,8 @@ def test_results_depend_on_the_weights_and_on_the_whole_recipe(tmp_path, monkeyp
     config = job_config(job, tmp_path, Sizes())
     folder = weights_folder(config, tmp_path)
     assert folder == weights_folder(config, tmp_path)
+    config.model.lora_modules = ["memory_attention"]  # random, but without effect at the start
+    assert folder == weights_folder(config, tmp_path)
     config.model.checkpoint = "nano-1"
     assert weights_folder(config, tmp_path) != folder
     key = training_key(job, tmp_path, Sizes())
