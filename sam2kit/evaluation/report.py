@@ -184,14 +184,19 @@ def _verdict(comparison: Mapping[str, Any]) -> str | None:
     mean, low, high = (comparison[key] for key in ("mean", "low", "high"))
     if other not in _BASELINES or mean is None:
         return None
-    word = "better" if mean > 0 else "worse" if mean < 0 else "neither better nor worse"
+    is_clear = low is not None and (low > 0 or high < 0)
+    higher, lower = (
+        ("is better than", "is worse than")
+        if is_clear
+        else ("scores higher than", "scores lower than")
+    )
+    verb = higher if mean > 0 else lower if mean < 0 else "scores the same as"
     interval = f", 95% interval {interval_text(low, high)}" if low is not None else ""
-    text = f"{name} is {word} than {_BASELINES[other]} (J&F {mean:+.3f}{interval})"
-    if low is None:
-        return f"{text}; with this few videos, the difference may be due to chance"
-    if low > 0 or high < 0:
+    text = f"{name} {verb} {_BASELINES[other]} (J&F {mean:+.3f}{interval})"
+    if is_clear:
         return text
-    return f"{text}; the interval contains 0, so the difference may be due to chance"
+    reason = "with this few videos," if low is None else "the interval contains 0, so"
+    return f"{text}; {reason} the difference may be due to chance"
 
 
 def _truth_note(source: VideoSource, main: DataSetScores) -> str | None:
