@@ -175,9 +175,9 @@ class PromptSession:
             store.acquire()
             self._load(store)
         # Read the first annotated frame to list the objects of the ground truth.
-        for t in range(self.num_frames):
-            if self.truth(t) is not None:
-                break
+        for t in self.source.annotated_frames(self.i):
+            self.truth(t)
+            break
 
     def frame(self, t: int) -> np.ndarray:
         """Return frame ``t``, ``[H,W,3]`` uint8 RGB."""
@@ -849,7 +849,7 @@ class PromptSession:
             ``accepted`` and ``annotated`` (with ground truth).
         """
         if self._annotated is None:
-            self._annotated = [t for t in range(self.num_frames) if self._is_annotated(t)]
+            self._annotated = list(self.source.annotated_frames(self.i))
         frames = {
             "prompted": {t for _, t in self.prompts},
             "corrected": {t for (_, t), prompt in self.prompts.items() if prompt.correction},
@@ -858,12 +858,6 @@ class PromptSession:
             "annotated": self._annotated,
         }
         return {kind: sorted(numbers) for kind, numbers in frames.items()}
-
-    def _is_annotated(self, t: int) -> bool:
-        if not self.source.has_masks:
-            return False
-        # A mask file shows this without being decoded.
-        return bool(self.source.mask_paths(self.i, t)) or self.truth(t) is not None
 
     # Files.
 
