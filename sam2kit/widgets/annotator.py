@@ -224,7 +224,6 @@ class Annotator(ImageWidget):
             self.object: ObjectId | None = next(iter(session.objects), None)
             self._palette = contrasting_palette(session.frame(self.frame))
             self._checks: list[FrameToCheck] = []
-            self._checked_state: tuple[Any, ...] = ()
             self._visited: set[tuple[ObjectId, int]] = set()  # of the frames to check
             self._proposal_frame = 0
             self._show()
@@ -866,12 +865,8 @@ class Annotator(ImageWidget):
         """Send the markers of the timeline and the frames to check."""
         timeline = self.session.timeline()
         self.timeline = {name: _ranges(frames) for name, frames in timeline.items()}
-        session = self.session
-        # Rebuild the list only if its inputs change: with thousands of masks it takes too long to
-        # do on every click.
-        state = session, self._run, session.prompts, sorted(session.accepted), len(session.tracked)
-        if not self._running and state != self._checked_state:
-            self._checks, self._checked_state = session.frames_to_check(MAX_CHECKS), state
+        if not self._running:  # with thousands of masks, it would take too long on every frame
+            self._checks = self.session.frames_to_check(MAX_CHECKS)
         self.checks = [
             {
                 "frame": check.frame,
