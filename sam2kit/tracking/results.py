@@ -24,7 +24,7 @@ from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.mask_files import OBJECTS_FILE
 from sam2kit.data.training_set import AcceptedFrame
-from sam2kit.data.writers import merge_coco
+from sam2kit.data.writers import select_video, write_coco
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import file_name
@@ -217,13 +217,16 @@ def write_combined(root: Path) -> None:
     records = read_records(root)
     if all(record.folder == root for record in records):
         return
-    parts = []
-    for record in records:
-        path = record.folder / MASKS_JSON
-        if not path.is_file():
-            logger.warning("{}: {} has no masks yet", root, visible_text(record.name))
-            continue
-        with damage_is(DataError, path, TRACK_AGAIN):
-            # The top-level file may already be a combined one.
-            parts.append(merge_coco([(read_masks(path), record.name)]))
-    write_text(root / MASKS_JSON, json.dumps(merge_coco((part, None) for part in parts)))
+
+    def parts() -> Iterator[dict[str, Any]]:
+        for record in records:
+            path = record.folder / MASKS_JSON
+            if not path.is_file():
+                logger.warning("{}: {} has no masks yet", root, visible_text(record.name))
+                continue
+            with damage_is(DataError, path, TRACK_AGAIN):
+                # The top-level file may already be a combined one.
+                part = select_video(read_masks(path), record.name)
+            yield part
+
+    write_coco(root / MASKS_JSON, parts())
