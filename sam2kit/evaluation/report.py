@@ -21,7 +21,7 @@ from sam2kit.config.schema import Config
 from sam2kit.data.sources.base import VideoSource, innermost
 from sam2kit.data.sources.training_set import TrainingSet
 from sam2kit.data.training_set import read_provenance
-from sam2kit.data.writers import coco_json
+from sam2kit.data.writers import coco_json, write_coco
 from sam2kit.evaluation.field_scores import field_summary
 from sam2kit.evaluation.pictures import Example, compare_errors, draw_videos, show_objects
 from sam2kit.evaluation.plots import difference_chart, over_time, robustness_chart
@@ -149,9 +149,9 @@ class Evaluation:
             for video, scores in videos.items():
                 entry = content["videos"][video]
                 (entry if name == content["tracker"] else entry["trackers"][name]).update(scores)
-        for video, hashes in ({} if self.split is None else self.split.contents).items():
-            if video in content["videos"]:
-                content["videos"][video]["content"] = list(hashes)
+        for video in () if self.split is None else self.split.videos:
+            if video.name in content["videos"]:
+                content["videos"][video.name]["content"] = list(video.content)
         evaluation = asdict(self.config.evaluation)
         return content | {
             "protocol": {k: evaluation[k] for k in PROTOCOL_KEYS} if self.files else None,
@@ -245,9 +245,9 @@ def write_results(evaluation: Evaluation) -> None:
         return
     (folder / "coco").mkdir(exist_ok=True)
     for tracker in evaluation.trackers:
-        content = coco_json(files.sav(tracker.tracker, [v.name for v in tracker.videos]))
+        videos = files.sav(tracker.tracker, [v.name for v in tracker.videos])
         path = folder / "coco" / f"{file_name(tracker.tracker)}.json"
-        write_text(path, json.dumps(content))
+        write_coco(path, (coco_json([video]) for video in videos))
     if evaluation.config.evaluation.pictures:
         draw_videos(evaluation.trackers, evaluation.source, files.masks, folder)
 
