@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 from loguru import logger
 
@@ -243,7 +244,8 @@ def _reject_label_videos(layout: Layout) -> None:
             value=None,
             expected="the folder of the labels",
             hint="name labels like their video (VIDEO_labels or labels/VIDEO), set "
-            f"dataset.masks_path={path.parent}, or dataset.type={layout.type} if it is a video",
+            f"{quote(f'dataset.masks_path={path.parent}')}, or dataset.type={layout.type} if it "
+            "is a video",
         )
 
 
@@ -619,7 +621,7 @@ def _reject_masks(root: Path, frames: list[Path]) -> None:
             hint=(
                 "move the masks to a separate folder, named masks"
                 if one_folder and len(masks) < len(picks)
-                else f"set dataset.masks_path={masks[0].parent}"
+                else f"set {quote(f'dataset.masks_path={masks[0].parent}')}"
             )
             + ", or dataset.type=video if these are frames",
         )
