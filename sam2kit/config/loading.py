@@ -10,6 +10,7 @@ import torch, and imports Hydra only inside functions.
 from __future__ import annotations
 
 import copy
+import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -370,6 +371,10 @@ def parse_override(text: str) -> Any:
     # Integers of more than 4,300 digits raise ValueError, deep nesting raises RecursionError.
     except (HydraException, ValueError, RecursionError) as error:
         hint = f"quote a value with spaces or commas as \"key='a, b'\" ({_on_one_line(error)})"
+        if "=" not in text:
+            hint = "write key=value"
+            if os.path.exists(text):
+                hint = f"to read this path as data, write --data-path {quote(text)}"
         raise ConfigError(f"{COMMAND_LINE}: {text!r} is not key=value", hint=hint) from error
     return parsed
 
