@@ -162,6 +162,25 @@ def test_masks_of_the_annotating_model_are_no_independent_truth(tmp_path):
     assert evaluation.truth_note is None
 
 
+def test_a_score_of_mostly_absent_objects_is_explained(tmp_path):
+    """A tracker that loses each object at once gets J&F 0.8 where the objects leave at once."""
+    source = SyntheticDataset(1, 6, 64, 1, 0, 0.0)
+
+    def evaluation(present: int) -> Evaluation:
+        scorer = VideoScorer(source.names[0], CONVENTIONS["prompted"], [1])
+        for t in range(6):
+            truth = {1: np.full((64, 64), t <= present)}
+            scorer.add(t, truth, {1: np.full((64, 64), t == 0)}, prompted=[1] if t == 0 else ())
+        scores = DataSetScores("<lost>", [scorer.result()])
+        return Evaluation(Config(), source, [scores], tmp_path)
+
+    assert evaluation(3).absence_note is None
+    lost = evaluation(1)
+    assert lost.scores["<lost>"] == 0.8
+    assert "4 of 5 scored masks" in lost.absence_note and "leaves 1 empty" in lost.absence_note
+    assert "<strong>Mostly absent objects.</strong>" in write_report(lost).read_text()
+
+
 def test_intervals_and_moving_objects_of_enough_videos(tmp_path):
     """Seven videos, of which the copied mask loses four."""
     source = SyntheticDataset(7, FRAMES, 64, 1, 0, 0.0)

@@ -159,7 +159,7 @@ class DroppedFiles:
                 outer = Path(os.path.normpath(os.path.join(self.root, *[".."] * levels)))
                 path = outer / min(masks or exports)
                 has_key = is_frames and levels == 1 and masks
-                key = f", or set dataset.masks_path={path}" if has_key else ""
+                key = f", or set {shlex.quote(f'dataset.masks_path={path}')}" if has_key else ""
                 message = f"it may contain the masks; open {outer} instead{key}"
                 self.remarks.append(Remark(IGNORED, str(path), message))
                 return
