@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
@@ -34,7 +35,7 @@ from sam2kit.cli.commands import (
     training_set,
 )
 from sam2kit.utils.errors import MAX_MESSAGE, ConfigError, SAM2KitError, from_system
-from sam2kit.utils.text import suggest, visible_text
+from sam2kit.utils.text import close_names, suggest, visible_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,11 +141,35 @@ def _check_home() -> None:
         os.environ["USER"] = f"user{os.getuid()}"
 
 
+# Flags of other tools that are not spelled like the flag of this one.
+OTHER_NAMES = {
+    "--device": "--accelerator",
+    "--gpus": "--devices",
+    "--masks": "dataset.masks_path=FOLDER",
+    "--weights": "--model-checkpoint",
+}
+
+
 class _Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are truncated to :data:`MAX_MESSAGE` characters."""
+    """Argument parser whose errors name similar flags.
+
+    Errors are truncated to :data:`MAX_MESSAGE` characters.
+    """
 
     def error(self, message: str) -> NoReturn:
-        super().error(visible_text(message, MAX_MESSAGE))
+        message = visible_text(message, MAX_MESSAGE)
+        if message.startswith("unrecognized arguments: "):
+            message += self._similar_flags(message)
+        super().error(message)
+
+    def _similar_flags(self, message: str) -> str:
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        similar = [
+            OTHER_NAMES.get(flag) or next(iter(close_names(flag, known)), None)
+            for flag in re.findall(r"(?<!\S)--[\w-]+", message)
+        ]
+        names = [name for name in similar if name in known or "=" in (name or "")]
+        return f"; did you mean {', '.join(dict.fromkeys(map(str, names)))}?" if names else ""
 
 
 def _parser(prog: str, help: str) -> argparse.ArgumentParser:

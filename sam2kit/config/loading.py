@@ -10,6 +10,7 @@ import torch, and imports Hydra only inside functions.
 from __future__ import annotations
 
 import copy
+import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from sam2kit.config.schema import PATH, SIZE_NAMES, Config, get, options, put
@@ -355,13 +357,11 @@ def _config_file(name: str, folders: list[Path]) -> Path | None:
     return next((f for folder in folders if (f := folder / f"{name}.yaml").is_file()), None)
 
 
-def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
-    """Validate one override and return it in the form that Hydra expects.
+def parse_override(text: str) -> Any:
+    """Return an override as Hydra parses it.
 
-    Args:
-        text: the override as the user wrote it.
-        folders: directories to search for groups.
-        groups: groups that the defaults list selects; for others, Hydra requires ``+group=choice``.
+    Raises:
+        ConfigError: it does not follow Hydra's grammar.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -371,7 +371,43 @@ def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
     # Integers of more than 4,300 digits raise ValueError, deep nesting raises RecursionError.
     except (HydraException, ValueError, RecursionError) as error:
         hint = f"quote a value with spaces or commas as \"key='a, b'\" ({_on_one_line(error)})"
+        if "=" not in text:
+            hint = "write key=value"
+            if os.path.exists(text):
+                hint = f"to read this path as data, write --data-path {quote(text)}"
         raise ConfigError(f"{COMMAND_LINE}: {text!r} is not key=value", hint=hint) from error
+    return parsed
+
+
+def literal_text(text: str) -> str:
+    """Quote the value of a text option if Hydra would reject or change it.
+
+    Hydra's grammar has neither accents nor ``~`` or ``#``, which occur in paths, and reads the
+    folder ``2024_10`` as the number 202410. Values with a comma, which may be several, and with an
+    opening quote or bracket are returned unchanged; an error says how to write them.
+    """
+    key, equals, value = text.partition("=")
+    name = key.lstrip("+")
+    is_text = name in (known := options()) and known[name].type in ("str", "str | None")
+    if not (equals and is_text) or "," in value or value.startswith(("'", '"', "[", "{")):
+        return text
+    try:
+        parsed = parse_override(text)
+    except ConfigError:
+        return override(key, value)
+    is_number = not parsed.is_sweep_override() and isinstance(parsed.value(), (bool, int, float))
+    return override(key, value) if is_number else text
+
+
+def _normalize(text: str, folders: list[Path], groups: set[str]) -> str:
+    """Validate one override and return it in the form that Hydra expects.
+
+    Args:
+        text: the override as the user wrote it.
+        folders: directories to search for groups.
+        groups: groups that the defaults list selects; for others, Hydra requires ``+group=choice``.
+    """
+    parsed = parse_override(text := literal_text(text))
     key = parsed.key_or_group
     if parsed.is_delete():
         hint = f"set {key}=null instead"
@@ -524,4 +560,4 @@ def create_config(file: str, config: Config) -> None:
         raise ConfigError(f"{file} already exists", key=flag, value=file, hint=hint)
     check_exists(flag, path.parent)
     write_text(path, to_yaml(config))
-    print(f"Wrote {path}; train with: sam2kit train --config {path}")
+    print(f"Wrote {path}; train with: sam2kit train --config {quote(str(path))}")

@@ -16,6 +16,7 @@ from dataclasses import MISSING, Field, fields
 from functools import partial
 from glob import glob
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_type_hints
 
 import msgspec
@@ -152,7 +153,8 @@ def check_new(run_dir: Path) -> None:
             key="--run-dir",
             value=str(run_dir),
             hint="choose another directory, or resume that run: "
-            f"--config {run_dir / 'config.yaml'} --run-dir {run_dir} --resume auto "
+            f"--config {quote(str(run_dir / 'config.yaml'))} --run-dir {quote(str(run_dir))} "
+            "--resume auto "
             "(in Python and in 03_train: resume=True)",
         )
 

@@ -43,7 +43,7 @@ from sam2kit.data.writers import (
 )
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import file_name
-from sam2kit.utils.text import visible_text
+from sam2kit.utils.text import plural, visible_text
 from sam2kit.utils.unfinished import remove_leftovers, unfinished
 
 TARGETS = ("davis", "coco-video", "tiff", "ctc", "nifti", "cvat")
@@ -130,7 +130,8 @@ def convert(
             f"{out} cannot be written: {error}",
             hint="check permissions and free disk space; no incomplete output was left",
         ) from error
-    logger.info("Wrote {} videos, {} frames to {}", len(source), counts["frames"], out)
+    videos, frames = plural(len(source), "video"), plural(counts["frames"], "frame")
+    logger.info("Wrote {}, {} to {}", videos, frames, out)
     for change in ("renumbered", "written as PNG", "without their void pixels"):
         if counts[change]:
             logger.warning("Frames {}: {}", change, counts[change])

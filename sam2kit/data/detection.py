@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 from loguru import logger
 
@@ -55,6 +56,7 @@ ROBOFLOW_FILE = "_annotations.coco.json"
 _CVAT = re.compile(rb"<annotations>\s*<version>1\.[01]</version>")
 _LABEL_STUDIO = re.compile(rb'^\s*\[\s*\{.*"(annotations|data)"\s*:\s*[\[{]', re.DOTALL)
 _LABELME = re.compile(rb'"shapes"\s*:\s*\[(?:\s*\{\s*"label"|.*"imagePath")', re.DOTALL)
+_SAV = re.compile(rb'"masklet(_id)?"\s*:')
 _YOLO = re.compile(rb"\A\s*\d+(?:[ \t]+-?[\d.]+(?:e-?\d+)?){4,}[ \t]*(?:\r?\n|\Z)")
 MAX_TOOL_FOLDERS = 5  # subfolders that are searched for the files of annotation tools
 # Where images of a COCO JSON file are; CVAT exports them to images/default.
@@ -243,7 +245,8 @@ def _reject_label_videos(layout: Layout) -> None:
             value=None,
             expected="the folder of the labels",
             hint="name labels like their video (VIDEO_labels or labels/VIDEO), set "
-            f"dataset.masks_path={path.parent}, or dataset.type={layout.type} if it is a video",
+            f"{quote(f'dataset.masks_path={path.parent}')}, or dataset.type={layout.type} if it "
+            "is a video",
         )
 
 
@@ -484,6 +487,12 @@ def coco_file(candidate: Candidate) -> Layout | None:
     path = candidate.path
     if candidate.is_folder or path.suffix.lower() != ".json":
         return None
+    video_name, _, kind = path.stem.rpartition("_")
+    if kind in SAV_KINDS and not is_coco(path) and _head(path, _SAV):
+        for name in list_folder(path.parent, VIDEO_ENDINGS).files:
+            if Path(name).stem == video_name:
+                return Layout("sav", "the SA-V masklets of a video", path.parent / name)
+        raise _missing_sav_video(path)
     return Layout("coco", "a JSON file", annotation_file=path)
 
 
@@ -521,12 +530,16 @@ def sav(candidate: Candidate) -> Layout | None:
         return Layout("sav", "video files with SA-V masklets beside them", path)
     names = candidate.files(tuple(f"_{kind}.json" for kind in SAV_KINDS))
     if names and not candidate.video_files and not candidate.data_folders:
-        video_name = f"{names[0].rpartition('_')[0]}.mp4"
-        raise DataError(
-            f"{path / names[0]} is an SA-V annotation file, but its video {video_name} is missing",
-            hint="copy the video into the same folder",
-        )
+        raise _missing_sav_video(path / names[0])
     return None
+
+
+def _missing_sav_video(path: Path) -> DataError:
+    video_name = f"{path.name.rpartition('_')[0]}.mp4"
+    return DataError(
+        f"{path} is an SA-V annotation file, but its video {video_name} is missing",
+        hint="copy the video into the same folder",
+    )
 
 
 def mixed_kinds(candidate: Candidate) -> Layout | None:
@@ -619,7 +632,7 @@ def _reject_masks(root: Path, frames: list[Path]) -> None:
             hint=(
                 "move the masks to a separate folder, named masks"
                 if one_folder and len(masks) < len(picks)
-                else f"set dataset.masks_path={masks[0].parent}"
+                else f"set {quote(f'dataset.masks_path={masks[0].parent}')}"
             )
             + ", or dataset.type=video if these are frames",
         )

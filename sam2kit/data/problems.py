@@ -6,6 +6,7 @@ Training raises what the doctor reports, so both use the same texts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from shlex import quote
 
 import numpy as np
 
@@ -49,8 +50,8 @@ def no_masks(where: str, section: str = "dataset", remarks: Sequence[Remark] = (
         key=f"{section.replace('valdataset', 'dataset')}.synthetic_objects",
         value=0,
         expected="above 0 for videos without masks",
-        hint=f"draw masks with: sam2kit annotate {where}; if masks are stored elsewhere, give "
-        "dataset.masks_path or dataset.corrections; dataset.synthetic_objects=3 trains on "
+        hint=f"draw masks with: sam2kit annotate {quote(where)}; if masks are stored elsewhere, "
+        "give dataset.masks_path or dataset.corrections; dataset.synthetic_objects=3 trains on "
         "generated objects that are composited onto the frames",
     )
 

@@ -190,9 +190,9 @@ def add_to_training_set(
     logger.info("{}", summary)
     if summary.overlaps:
         logger.warning(
-            "{}: masks overlap on {} frames; a PNG stores one object per pixel, so the smaller "
+            "{}: masks overlap on {}; a PNG stores one object per pixel, so the smaller "
             "object is kept there. The format coco keeps both",
-            *(name, summary.overlaps),
+            *(name, plural(summary.overlaps, "frame")),
         )
     return summary
 

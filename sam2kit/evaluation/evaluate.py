@@ -332,8 +332,9 @@ def _write_and_log(evaluation: Evaluation) -> Evaluation:
         logger.info("{:22} J&F {:.3f}{}", name, score, "".join(texts))
     for sentence in evaluation.verdicts:
         logger.info("{}", sentence)
-    if evaluation.truth_note:
-        logger.warning("{}", evaluation.truth_note)
+    for note in (evaluation.absence_note, evaluation.truth_note):
+        if note:
+            logger.warning("{}", note)
     logger.info("Wrote results to {0}; open {0}/report.html", evaluation.output_dir)
     return evaluation
 

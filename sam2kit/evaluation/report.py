@@ -42,7 +42,7 @@ from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import atomic_write, write_text
 from sam2kit.utils.paths import file_name
 from sam2kit.utils.sampling import evenly_spaced
-from sam2kit.utils.text import cell_text, visible_text
+from sam2kit.utils.text import cell_text, plural, visible_text
 from sam2kit.viz.html import render
 from sam2kit.viz.overlays import ERROR_COLORS
 from sam2kit.viz.plots import interval_chart
@@ -134,6 +134,12 @@ class Evaluation:
         """Warning about ground truth that was predicted by a model, or None."""
         return _truth_note(self.source, self.trackers[0])
 
+    @property
+    def absence_note(self) -> str | None:
+        """Warning about scores that mostly measure the absence of objects, or None."""
+        name = self.trackers[0].tracker
+        return _absence_note(name, self.means[name])
+
     def first_frame(self, video: str) -> int:
         """Return the index of a video's first frame in the recording from which it was cut."""
         return self.source.frame_number(self.source.names.index(video), 0)
@@ -184,14 +190,38 @@ def _verdict(comparison: Mapping[str, Any]) -> str | None:
     mean, low, high = (comparison[key] for key in ("mean", "low", "high"))
     if other not in _BASELINES or mean is None:
         return None
-    word = "better" if mean > 0 else "worse" if mean < 0 else "neither better nor worse"
+    is_clear = low is not None and (low > 0 or high < 0)
+    higher, lower = (
+        ("is better than", "is worse than")
+        if is_clear
+        else ("scores higher than", "scores lower than")
+    )
+    verb = higher if mean > 0 else lower if mean < 0 else "scores the same as"
     interval = f", 95% interval {interval_text(low, high)}" if low is not None else ""
-    text = f"{name} is {word} than {_BASELINES[other]} (J&F {mean:+.3f}{interval})"
-    if low is None:
-        return f"{text}; with this few videos, the difference may be due to chance"
-    if low > 0 or high < 0:
+    text = f"{name} {verb} {_BASELINES[other]} (J&F {mean:+.3f}{interval})"
+    if is_clear:
         return text
-    return f"{text}; the interval contains 0, so the difference may be due to chance"
+    reason = "with this few videos," if low is None else "the interval contains 0, so"
+    return f"{text}; {reason} the difference may be due to chance"
+
+
+def _absence_note(name: str, means: Mapping[str, Any]) -> str | None:
+    """Describe how many scored masks are of absent objects, or return None if few are.
+
+    Args:
+        name: the tracker.
+        means: its scores, see :func:`sam2kit.evaluation.scores.summary`.
+    """
+    frames, absent, present = (means[key] for key in ("frames", "absent", "present"))
+    if 2 * absent <= frames:
+        return None
+    missed = means["called_absent"] - means["rightly_absent"]
+    return (
+        f"In {absent} of {frames} scored masks the object is absent. An empty mask scores 1 there, "
+        "so J&F is high for a tracker that predicts nothing. "
+        f"Of the {plural(present, 'mask')} that {'shows' if present == 1 else 'show'} the object, "
+        f"{visible_text(name)} leaves {missed} empty (false_absence)."
+    )
 
 
 def _truth_note(source: VideoSource, main: DataSetScores) -> str | None:
@@ -282,6 +312,7 @@ def write_report(evaluation: Evaluation) -> Path:
         videos=len(main.videos),
         verdicts=evaluation.verdicts,
         truth_note=evaluation.truth_note,
+        absence_note=evaluation.absence_note,
         scored_frames=sum(int(video.scored.any(1).sum()) for video in main.videos),
         title_note=evaluation.split.title_note if evaluation.split else "",
         split_lines=evaluation.split.lines(len(main.videos)) if evaluation.split else [],

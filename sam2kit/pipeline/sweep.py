@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypedDict, cast
 
 from loguru import logger
 
-from sam2kit.config.loading import COMMAND_LINE, load_config, to_yaml
+from sam2kit.config.loading import COMMAND_LINE, literal_text, load_config, parse_override, to_yaml
 from sam2kit.config.schema import Config
 from sam2kit.config.validation import check_paths
 from sam2kit.pipeline.status import SCHEMA_VERSION, read_status
@@ -68,19 +69,16 @@ def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> lis
         ConfigError: no override has several values, or the configuration of a trial is invalid, has
             missing data or uses several devices.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     fixed: list[str] = []
     axes: list[list[str]] = []
-    for text in overrides:
+    for text in map(literal_text, overrides):
+        parsed = parse_override(text)
+        if not parsed.is_sweep_override():
+            fixed.append(text)
+            continue
         try:
-            (parsed,) = OverridesParser.create().parse_overrides([text])
-            if not parsed.is_sweep_override():
-                fixed.append(text)
-                continue
             values = list(parsed.sweep_string_iterator())
-        except (HydraException, NotImplementedError, ValueError, RecursionError) as error:
+        except (NotImplementedError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"{COMMAND_LINE}: cannot read {text!r} ({reason})",
@@ -176,7 +174,8 @@ def run_sweep(
         try:
             sweep.run(jobs, retry_failed)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"resume: sam2kit sweep --sweep-dir {sweep_dir}") from None
+            command = f"sam2kit sweep --sweep-dir {quote(str(sweep_dir))}"
+            raise KeyboardInterrupt(f"resume: {command}") from None
         finally:
             rows = sweep.write_leaderboard()
     print((sweep_dir / "leaderboard.md").read_text(encoding="utf-8"), flush=True)

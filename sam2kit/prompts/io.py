@@ -413,7 +413,10 @@ def _read_entry(
         values = torch.tensor([entry[field]], dtype=torch.float32)
         points, labels = box_to_points(values) if kind == "box" else (values, None)
         if not ((points >= 0) & (points <= last)).all():
-            raise ValueError(f"points are outside the frame of {size[1]} by {size[0]} pixels")
+            outside = points[((points < 0) | (points > last)).any(-1)][0].tolist()
+            raise ValueError(
+                f"{outside} is outside the frame of {size[1]} by {size[0]} pixels; x comes before y"
+            )
         if labels is None:
             field = "labels"
             if len(entry["points"]) > MAX_POINTS:

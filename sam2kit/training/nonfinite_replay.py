@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -108,9 +109,9 @@ class StopAtNonFinite(Callback):
         raise TrainingError(
             f"{fault} in step {step.number}, on clips of {', '.join(batch.names)}; the weights "
             "before this step are saved",
-            hint=f"analyse the step with sam2kit replay {path}. Common causes are a high "
-            "optimizer.lr or loss weight, and trainer.precision=16-mixed. Start a new run with "
-            "lower values from the weights in last.ckpt",
+            hint=f"analyse the step with sam2kit replay {quote(str(path))}. Common causes are a "
+            "high optimizer.lr or loss weight, and trainer.precision=16-mixed. Start a new run "
+            "with lower values from the weights in last.ckpt",
         )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -165,7 +166,7 @@ def _check_position(config: Config, data: dict[str, Any], path: str, stored: Con
     # mmap: read the position without loading gigabytes of weights and optimizer state.
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     state = content.get(DATA_KEY)
-    new_run = f"start a new run from its weights with --model-checkpoint {path}"
+    new_run = f"start a new run from its weights with --model-checkpoint {quote(str(path))}"
     if state is None:
         raise CheckpointError(
             f"Cannot resume {path}: it does not contain the position of its run",
@@ -326,6 +327,7 @@ def _check_keys(config: Config, stored: Config, path: str) -> None:
             f"{'; '.join(changed)}",
             key="trainer.resume_from",
             value=path,
-            hint=f"use the run's configuration with --config {Path(path).parent / 'config.yaml'}, "
-            f"or start a new run from its weights with --model-checkpoint {path}",
+            hint="use the run's configuration with "
+            f"--config {quote(str(Path(path).parent / 'config.yaml'))}, "
+            f"or start a new run from its weights with --model-checkpoint {quote(str(path))}",
         )

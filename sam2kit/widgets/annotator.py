@@ -454,7 +454,7 @@ class Annotator(ImageWidget):
         names = ", ".join(map(str, objects))
         self._show(
             f"Appended frame {self.frame} (objects: {names}) to {path}; train with "
-            f"dataset.corrections={shlex.quote(str(path))}"
+            f"{shlex.quote(f'dataset.corrections={path}')}"
         )
         return Path(path)
 

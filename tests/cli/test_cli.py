@@ -240,6 +240,32 @@ def test_malformed_flags_exit_2(argv, capsys):
     assert stop.value.code == 2 and f"sam2kit {argv[0]}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "flag"),
+    [
+        (["train", "--data", "films"], "--data-path?"),
+        (["train", "--checkpoint=nano"], "--model-checkpoint?"),
+        (["train", "--device", "cpu", "--img-size", "64"], "--accelerator, --image-size?"),
+        (["track", "a.mp4", "--model-checkpoint", "nano", "--prompt", "p.json"], "--prompts?"),
+        (["doctor", "films", "--masks", "labels"], "dataset.masks_path=FOLDER?"),
+    ],
+)
+def test_unknown_flags_are_answered_with_known_ones(argv, flag, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert f"did you mean {flag}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--zzzz", "films"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_a_path_in_place_of_a_key_is_answered_with_the_flag(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my films").mkdir()
+    assert main(["train", "my films"]) == 2
+    assert "--data-path 'my films'" in capsys.readouterr().err
+
+
 def test_run_without_a_config_uses_the_bundled_one(calls, capsys, tmp_path):
     assert main(["run", *SYNTHETIC]) == 0
     assert calls[-1][1][0] == str(config_dir() / "config.yaml")

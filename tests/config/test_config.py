@@ -156,6 +156,17 @@ def test_override_keeps_text_literally(value):
     assert load_config(None, [override("output_dir", value)]).output_dir == value
 
 
+@pytest.mark.parametrize("value", ["mine ü/日本", "~/a#b", "a=b", "it's", "2024_10", "1e3", "1.10"])
+def test_text_option_keeps_a_path_as_the_shell_passes_it(value):
+    config = load_config(None, [f"dataset.data_path={value}", f"output_dir={value}"])
+    assert (config.dataset.data_path, config.output_dir) == (value, value)
+
+
+@pytest.mark.parametrize("value", ["ü,b c", "[ü", "'ü"])
+def test_list_or_open_quote_is_not_taken_as_a_path(value):
+    assert "dataset.data_path=" in str(load_error(None, [f"dataset.data_path={value}"]))
+
+
 def test_file_without_a_defaults_list_accepts_group_choices(tmp_path):
     save_config(load_config(None, ["model=large", "seed=7"]), tmp_path / "config.yaml")
     config = load_config(tmp_path / "config.yaml", ["model=nano", "dataset=synthetic", "+seed=8"])

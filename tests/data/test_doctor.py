@@ -321,6 +321,19 @@ def test_split_that_names_a_missing_video(tmp_path):
     assert kinds(examination) == [("error", "refused")] and "'missing'" in examination.text()
 
 
+def test_split_of_a_folder_is_not_replaced_by_all_videos(tmp_path):
+    """Folders that cannot be opened as a whole are opened one by one, with the same keys."""
+    root, split = str(healthy(tmp_path / "data")), tmp_path / "list.txt"
+    examination = run_doctor(root, replace(SETTINGS, split="nope.txt"))
+    assert kinds(examination) == [("error", "refused")] and not examination.videos
+    assert "split='nope.txt'" in examination.text()
+    split.write_text("a\nb\n")
+    shutil.rmtree(tmp_path / "data/JPEGImages/b")
+    (tmp_path / "data/JPEGImages/b").mkdir()
+    examination = run_doctor(root, replace(SETTINGS, split=str(split)))
+    assert [video.name for video in examination.videos] == ["a"] and examination.broken
+
+
 def test_all_faults_are_reported_and_readable_files_are_read(tmp_path):
     healthy(tmp_path, "abcdef")
     shutil.rmtree(tmp_path / "Annotations/b")

@@ -97,10 +97,10 @@ def test_the_model_is_compared_with_the_baselines_in_words(tmp_path, trackers, s
     good, bad = trackers
     evaluation = Evaluation(Config(), source, named([bad, good], "tuned", COPY), tmp_path)
     (sentence,) = evaluation.verdicts
-    assert sentence.startswith("tuned is worse than copying the first mask (J&F -0.")
+    assert sentence.startswith("tuned scores lower than copying the first mask (J&F -0.")
     assert sentence.replace("&", "&amp;") in write_report(evaluation).read_text()
     evaluation = Evaluation(Config(), source, named([good, bad], "tuned", BEFORE), tmp_path)
-    assert evaluation.verdicts[0].startswith("tuned is better than the model before training")
+    assert evaluation.verdicts[0].startswith("tuned scores higher than the model before training")
     assert Evaluation(Config(), source, trackers, tmp_path).verdicts == []
     one = [DataSetScores(t.tracker, t.videos[:1]) for t in named(trackers, "tuned", COPY)]
     assert "chance" in Evaluation(Config(), source, one, tmp_path).verdicts[0]
@@ -162,6 +162,25 @@ def test_masks_of_the_annotating_model_are_no_independent_truth(tmp_path):
     assert evaluation.truth_note is None
 
 
+def test_a_score_of_mostly_absent_objects_is_explained(tmp_path):
+    """A tracker that loses each object at once gets J&F 0.8 where the objects leave at once."""
+    source = SyntheticDataset(1, 6, 64, 1, 0, 0.0)
+
+    def evaluation(present: int) -> Evaluation:
+        scorer = VideoScorer(source.names[0], CONVENTIONS["prompted"], [1])
+        for t in range(6):
+            truth = {1: np.full((64, 64), t <= present)}
+            scorer.add(t, truth, {1: np.full((64, 64), t == 0)}, prompted=[1] if t == 0 else ())
+        scores = DataSetScores("<lost>", [scorer.result()])
+        return Evaluation(Config(), source, [scores], tmp_path)
+
+    assert evaluation(3).absence_note is None
+    lost = evaluation(1)
+    assert lost.scores["<lost>"] == 0.8
+    assert "4 of 5 scored masks" in lost.absence_note and "leaves 1 empty" in lost.absence_note
+    assert "<strong>Mostly absent objects.</strong>" in write_report(lost).read_text()
+
+
 def test_intervals_and_moving_objects_of_enough_videos(tmp_path):
     """Seven videos, of which the copied mask loses four."""
     source = SyntheticDataset(7, FRAMES, 64, 1, 0, 0.0)
@@ -169,13 +188,14 @@ def test_intervals_and_moving_objects_of_enough_videos(tmp_path):
     square = np.zeros((64, 64), bool)
     square[10:40, 10:40] = True
     results = []
-    for tracker, shift in (("tuned", lambda n: n), (COPY, lambda n: 20 * (n < 4) + n)):
+    shifts = {"tuned": lambda n: n, COPY: lambda n: 20 * (n < 4) + n, "worst": lambda n: 20 + n}
+    for tracker, shift in shifts.items():
         results.append(DataSetScores(tracker))
         for n, name in enumerate(names):
             scorer = VideoScorer(name, CONVENTIONS["all_frames"], [1])
             scorer.add(0, {1: square}, {1: np.roll(square, shift(n), 1)})
             results[-1].videos.append(scorer.result())
-    evaluation = Evaluation(Config(), source, results, tmp_path)
+    evaluation = Evaluation(Config(), source, results[:2], tmp_path)
     page = write_report(evaluation).read_text()
     row = score_rows(evaluation)[0]
     assert 0 < row["low"] < row["J&F"] < row["high"] < 1
@@ -190,6 +210,9 @@ def test_intervals_and_moving_objects_of_enough_videos(tmp_path):
     equal = [results[0], DataSetScores(COPY, results[0].videos)]
     (sentence,) = Evaluation(Config(), source, equal, tmp_path).verdicts
     assert "+0.000 to +0.000" in sentence and sentence.endswith("may be due to chance")
+    worse = [results[0], DataSetScores(COPY, results[2].videos)]
+    (sentence,) = Evaluation(Config(), source, worse, tmp_path).verdicts
+    assert sentence.startswith("tuned is better than") and "chance" not in sentence
 
 
 def test_each_kind_of_error_has_its_colour():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import itertools
 import os
 import pickle
 import re
@@ -200,3 +201,47 @@ def test_errors_of_the_system_name_path_and_fix(number):
 def test_other_errors_of_the_system_keep_their_traceback():
     assert from_system(BrokenPipeError(errno.EPIPE, "broken pipe")) is None
     assert from_system(OSError("no number")) is None
+
+
+PATH_OF_COMMAND = re.compile(
+    r"(--(run-dir|config|data-path|sweep-dir|output-dir|model-checkpoint) |sam2kit \w+ "
+    r"|(dataset|valdataset)\.(masks_path|data_path|corrections)=)$"
+)
+
+
+def unquoted_paths(source: str) -> Iterator[int]:
+    """Yield the lines on which a message shows a command with a path that no shell would read."""
+    tree = ast.parse(source)
+    quoted = {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("quote")
+        for name in map(id, ast.walk(node))
+    }
+    safe = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and id(node.value) in quoted
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in (n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr)):
+        for text, value in itertools.pairwise(node.values):
+            if not isinstance(value, ast.FormattedValue) or not isinstance(text, ast.Constant):
+                continue
+            is_safe = id(node) in quoted or ast.unparse(value.value) in {*safe, "name"}
+            is_safe |= id(value.value) in quoted
+            if PATH_OF_COMMAND.search(str(text.value)) and not is_safe:
+                yield value.lineno
+
+
+def test_commands_in_messages_quote_their_paths():
+    """A path with a space or an accent is read back when the command is copied into a shell."""
+    assert list(unquoted_paths('f"use --config {path}"\nf"use --config {quote(path)}"')) == [1]
+    package = Path(sam2kit.__file__).parent
+    unquoted = [
+        f"{path.relative_to(package)}:{line}"
+        for path in sorted(package.rglob("*.py"))
+        for line in unquoted_paths(path.read_text("utf-8"))
+    ]
+    assert not unquoted

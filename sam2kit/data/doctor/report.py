@@ -318,16 +318,16 @@ def _open(
     try:
         return open_source(what, settings)
     except DataError as error:
-        root, split = _frame_folders_of(what)
+        keys = what.dataset if isinstance(what, Config) else settings
+        root = _frame_folders_of(what, keys)
         if root is None:
             report(error)
             return None
     try:
-        keys = what.dataset if isinstance(what, Config) else settings
         rule = IntensityRule.from_config(keys)
         return VideoDataset(
             root,
-            split,
+            keys.split,
             masks_path=keys.masks_path,
             refused=report,
             mask_values=keys.mask_values,
@@ -340,23 +340,29 @@ def _open(
 
 
 def _frame_folders_of(
-    what: str | Path | Config | VideoSource,
-) -> tuple[str | Path | None, str | None]:
-    """Return the folder and the split of data that are folders of frames; None for others."""
+    what: str | Path | Config | VideoSource, keys: DatasetConfig
+) -> str | Path | None:
+    """Return the folder of data that are folders of frames; None for others.
+
+    Args:
+        what: the data.
+        keys: how they are read, such as ``type``.
+    """
     root: str | Path | None
     if isinstance(what, Config):
-        root, split, layout_type = what.dataset.data_path, what.dataset.split, what.dataset.type
+        root = what.dataset.data_path
     elif isinstance(what, (str, Path)):
-        root, split, layout_type = what, None, "auto"
+        root = what
     else:
-        return None, None
+        return None
     if root is None or not Path(root).is_dir():
-        return None, None
+        return None
     try:
-        layout_type = detect_layout(root).type if layout_type == "auto" else layout_type
+        is_found = keys.type in ("auto", "mixture", "synthetic")  # as in open_source
+        layout_type = detect_layout(root).type if is_found else keys.type
     except DataError:
-        return None, None
-    return (root, split) if layout_type == "video" else (None, None)
+        return None
+    return root if layout_type == "video" else None
 
 
 def same_names(videos: Sequence[VideoRecord]) -> list[Finding]:

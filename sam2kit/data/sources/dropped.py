@@ -159,7 +159,7 @@ class DroppedFiles:
                 outer = Path(os.path.normpath(os.path.join(self.root, *[".."] * levels)))
                 path = outer / min(masks or exports)
                 has_key = is_frames and levels == 1 and masks
-                key = f", or set dataset.masks_path={path}" if has_key else ""
+                key = f", or set {shlex.quote(f'dataset.masks_path={path}')}" if has_key else ""
                 message = f"it may contain the masks; open {outer} instead{key}"
                 self.remarks.append(Remark(IGNORED, str(path), message))
                 return
@@ -195,7 +195,7 @@ class DroppedFiles:
                 "00000, 00001, ...",
             )
         if paths := self._annotation_files():
-            noun, fix = "file{} of annotations", "give it as the data path to use it"
+            noun, fix = "annotation file{}", "pass the file to use as the data path"
             kind = NOTE if self.has_masks else IGNORED
             yield _remark(kind, paths, f"{_not_read(paths, noun)}; {fix}")
 

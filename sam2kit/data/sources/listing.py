@@ -295,7 +295,8 @@ def read_split(split: str, root: Path, videos: Collection[str]) -> list[str]:
             value=split,
             expected=f"a text file or the name of a list in {root / 'ImageSets'}",
             hint="available lists: "
-            + (", ".join(p.with_suffix("").as_posix() for p in lists) or "none"),
+            + (", ".join(p.with_suffix("").as_posix() for p in lists) or "none")
+            + "; relative paths start at the current directory",
         )
     hint = "give a UTF-8 text file with one video name per line"
     lines = read_text(path, hint=hint).splitlines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from sam2kit.data.sources.listing import (
@@ -141,7 +142,7 @@ def find_mask_folder(root: Path, names: Iterable[str]) -> Path | None:
             f"{root} has several folders of masks: {', '.join(folders)}",
             key="dataset.masks_path",
             expected="one of them",
-            hint=f"set dataset.masks_path={root / folders[0]}, for example",
+            hint=f"set {quote(f'dataset.masks_path={root / folders[0]}')}, for example",
         )
     return root / folders[0] if folders else None
 
