@@ -155,9 +155,9 @@ class Evaluation:
             for video, scores in videos.items():
                 entry = content["videos"][video]
                 (entry if name == content["tracker"] else entry["trackers"][name]).update(scores)
-        for video in () if self.split is None else self.split.videos:
-            if video.name in content["videos"]:
-                content["videos"][video.name]["content"] = list(video.content)
+        for scored in () if self.split is None else self.split.videos:
+            if scored.name in content["videos"]:
+                content["videos"][scored.name]["content"] = list(scored.content)
         evaluation = asdict(self.config.evaluation)
         return content | {
             "protocol": {k: evaluation[k] for k in PROTOCOL_KEYS} if self.files else None,

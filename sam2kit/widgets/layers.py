@@ -128,8 +128,8 @@ def open_results(
         trackers = _trackers(folder)
         for tracker in trackers:
             label = f"{name}, {tracker}" if len(trackers) > 1 else name
-            kinds = (folder / kind / file_name(tracker) for kind in ("sav", "scores"))
-            results.append(Results(label, *kinds, videos))
+            masks, scores = (folder / kind / file_name(tracker) for kind in ("sav", "scores"))
+            results.append(Results(label, masks, scores, videos))
     names = [TRUTH, *(entry.name for entry in results)]
     if invalid := [name for name in names if not name or names.count(name) > 1]:
         raise DataError(
