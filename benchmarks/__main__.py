@@ -153,8 +153,8 @@ def save(stem: Path, rows: dict[str, Any]) -> str:
     head = (
         f"# The suite\n\nHiera-{sizes['model']} at {sizes['image_size']} px, "
         f"{sizes['frames']} frames, {sizes['device']}, threads: {sizes['threads']}. Both sides in "
-        f"one process, in turns; medians of {repeats}. Steps: random weights, the same on "
-        "both sides, masks as prompts, the optimizer left out. `python -m benchmarks`\n\n"
+        f"one process, alternately; medians of {repeats} runs. Steps: the same random weights on "
+        "both sides, mask prompts, without the optimizer. `python -m benchmarks`\n\n"
     )
     foot = "".join(f"\n{line}\n" for line in machines) + (
         f"\nLoad of the machine at the end of each row: {loads[0]} to {loads[-1]}.\n"

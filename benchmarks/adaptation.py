@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from loguru import logger
 
@@ -36,6 +35,7 @@ from sam2kit.evaluation.statistics import mean_text
 from sam2kit.evaluation.tracker_runs import TrackerRun
 from sam2kit.models.checkpoints import create_sam2_model, load_run
 from sam2kit.models.sam2 import SAM2Model
+from sam2kit.training.callbacks import average_with_start
 from sam2kit.training.trainer import fit
 from sam2kit.utils.files import write_text
 
@@ -280,11 +280,8 @@ def tuned_model(checkpoint: Path, start_share: float, config: Config) -> SAM2Mod
     """Load a trained model, or its average with the starting weights."""
     model = load_run(checkpoint)[1].eval()
     if start_share:
-        starting = create_sam2_model(config).state_dict()
-        with torch.no_grad():
-            for name, weight in model.state_dict().items():
-                if weight.is_floating_point():
-                    weight.lerp_(starting[name], start_share)
+        starting, trained = create_sam2_model(config).state_dict(), model.state_dict()
+        model.load_state_dict(trained | average_with_start(trained, starting, start_share))
     return model
 
 

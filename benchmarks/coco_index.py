@@ -150,11 +150,11 @@ def measure(package: str, file: Path) -> dict[str, float]:
     growth, milliseconds = json.loads(os.read(out, 1000))
     return {
         "seconds": seconds,
-        "of a core": cpu_seconds,
+        "CPU seconds": cpu_seconds,
         "peak MB": round(peak),
         "held MB": round(held),
-        "added by a loader process, MB": round(growth, 1),
-        "ms a frame": milliseconds,
+        "per DataLoader worker, MB": round(growth, 1),
+        "ms per frame": milliseconds,
     }
 
 
@@ -183,7 +183,7 @@ def main() -> None:
             rows.append({"package": package, "JSON": form, **json.loads(output)})
             print(rows[-1], flush=True)
     kit, other = rows[:2]
-    columns = ("seconds", "of a core", "peak MB", "held MB")
+    columns = ("seconds", "CPU seconds", "peak MB", "held MB")
     ratio = {key: other[key] / max(kit[key], 0.01) for key in columns}  # tiny files give 0 MB
     document = {
         "videos": args.videos,
@@ -197,11 +197,11 @@ def main() -> None:
     }
     text = (
         f"# Opening a COCO JSON\n\n{args.videos:,} videos, {args.videos * FRAMES:,} frames, "
-        f"{args.masks:,} masks; {megabytes['images']:.0f} MB image by image, "
-        f"{megabytes['tracks']:.0f} MB track by track.\n\n{markdown_table(rows)}\n"
-        f"pycocotools takes {ratio['seconds']:.1f} times as long ({ratio['of a core']:.1f} times "
-        f"the seconds of a core), {ratio['peak MB']:.1f} times the memory while opening and "
-        f"{ratio['held MB']:.0f} times afterwards, and looks for no files.\n"
+        f"{args.masks:,} masks; {megabytes['images']:.0f} MB by image, "
+        f"{megabytes['tracks']:.0f} MB by track.\n\n{markdown_table(rows)}\n"
+        f"pycocotools takes {ratio['seconds']:.1f} times as long ({ratio['CPU seconds']:.1f} times "
+        f"the CPU time), {ratio['peak MB']:.1f} times the memory while opening and "
+        f"{ratio['held MB']:.0f} times afterwards, and does not search for the files.\n"
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -134,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
     kind = "DAVIS" if has_davis else "generated"
     head = (
-        f"Clips of {FRAMES} frames per second from {kind} videos of 480p (one process, one thread, "
-        f"medians of processor time; load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores).\n\n"
+        f"# Loading clips\n\nClips per second, of {FRAMES} frames each, from {kind} videos of 480p "
+        "(one process, one thread, medians of processor time; "
+        f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores).\n\n"
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     document = {"frames": FRAMES, "videos": kind, "cpu_cores": os.cpu_count(), "rows": rows}

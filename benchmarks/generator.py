@@ -76,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     document = {"frames": FRAMES, "cpu_cores": os.cpu_count(), "clips_per_second": rows}
     arguments.out.write_text(json.dumps(document, indent=1) + "\n")
-    head = f"Clips of {FRAMES} frames per second, on {os.cpu_count()} CPU cores.\n\n"
+    head = (
+        f"# Generating clips\n\nClips per second, of {FRAMES} frames each; "
+        f"{os.cpu_count()} CPU cores.\n\n"
+    )
     arguments.out.with_suffix(".md").write_text(head + markdown_table(rows))
     sys.stdout.write(head + markdown_table(rows))
 

@@ -106,13 +106,13 @@ class Finding:
         target = None if self.bound is None else self.form.format(self.bound)
         side = "at most " if self.at_most else "at least "
         return {
-            "what": TrustedMarkdown(self.what),
-            "against": TrustedMarkdown(self.against),
+            "measurement": TrustedMarkdown(self.what),
+            "compared with": TrustedMarkdown(self.against),
             "theirs": self.theirs,
             "sam2kit": self.ours,
-            "reached": "–" if self.value is None else self.form.format(self.value),
-            "to reach": "–" if target is None else side + target,
-            "": {None: "", True: "yes", False: TrustedMarkdown("**no**")}[self.holds],
+            "result": "–" if self.value is None else self.form.format(self.value),
+            "target": "–" if target is None else side + target,
+            "target met": {None: "", True: "yes", False: TrustedMarkdown("**no**")}[self.holds],
         }
 
 
@@ -232,9 +232,9 @@ def ratio_chart(findings: Sequence[Finding]) -> Figure | None:
     for y, finding in enumerate(shown):
         if finding.bound is not None:
             axes.plot([finding.bound] * 2, [y - 0.42, y + 0.42], color="black", linewidth=2)
-    axes.plot([], [], color="black", linewidth=2, label="to reach")
-    axes.plot([], [], color=bad, linewidth=6, label="not reached")
-    axes.axvline(1, color="grey", linewidth=1, label="as fast")
+    axes.plot([], [], color="black", linewidth=2, label="target")
+    axes.plot([], [], color=bad, linewidth=6, label="target missed")
+    axes.axvline(1, color="grey", linewidth=1, label="equal speed")
     labels = [f"{f.what}: {f.form.format(f.value)}\nagainst {f.against}" for f in shown]
     axes.set_yticks(range(len(shown)), [text.replace("`", "") for text in labels], size=7)
     axes.invert_yaxis()
@@ -244,7 +244,7 @@ def ratio_chart(findings: Sequence[Finding]) -> Figure | None:
     ticks = [t for t in (0.2, 0.5, 1, 2, 3, 5, 10, 20, 50) if low <= t <= high]
     axes.set_xticks(ticks, [f"{t:g}x" for t in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("times as fast")
+    axes.set_xlabel("speedup")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper right", fontsize=8, frameon=False, ncols=3)
     return figure

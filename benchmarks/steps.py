@@ -324,6 +324,6 @@ def filling_the_cache(options: Options, objects: int = 1, num_frames: int = 1000
         f"{frame_bytes / 1e6:.1f} MB per frame on disk; all frames are used once in "
         f"{first_pass_steps:.0f} steps"
     )
-    what = f"feature cache of {num_frames:,} frames: paid for itself"
+    what = f"feature cache of {num_frames:,} frames: break-even"
     ours = f"{seconds(fill_seconds)} to fill"
     return [Finding(what, "no cache", "", ours, paid_off_step, "after step {:.0f}", note=note)]

@@ -169,8 +169,8 @@ def table(results: dict) -> str:
         for count, measured in counts.items()
     ]
     head = (
-        f"A generated video of {results['frames']} frames, {SIDE} px, {OBJECTS} objects, the "
-        f"shipped nano, new masks every {results['every']} frames; one thread.\n"
+        f"# Memory of tracking\n\nA generated video of {results['frames']} frames, {SIDE} px, "
+        f"{OBJECTS} objects, nano, new masks every {results['every']} frames; one thread.\n"
     )
     return f"{head}\n{markdown_table(rows)}\n"
 

@@ -278,7 +278,7 @@ def add_data_flags(parser: argparse.ArgumentParser, name: str, words: str) -> No
         "words",
         nargs="*",
         metavar=words,
-        help=f"{name}: a directory, a video file or a COCO JSON file; default: the data in the "
+        help=f"{name}: a directory or file in any layout of docs/data.md; default: the data in the "
         f"configuration. OVERRIDE: {OVERRIDES_HELP}",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the data settings")

@@ -561,7 +561,7 @@ def convert(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--to",
         required=True,
-        metavar="FORM",
+        metavar="LAYOUT",
         help="target layout: davis, coco-video, tiff, ctc, nifti or cvat",
     )
     arguments = parser.parse_intermixed_args(argv)

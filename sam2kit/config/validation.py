@@ -338,7 +338,6 @@ def _average_problems(config: Config) -> Iterator[ConfigError]:
     for key, is_set, reason in (
         ("model.checkpoint=random", config.model.checkpoint == RANDOM, "nothing worth keeping"),
         ("model.reset_modules", bool(config.model.reset_modules), "a random start"),
-        ("model.lora_modules", bool(config.model.lora_modules), "an average of products"),
         ("trainer.ema_decay", config.trainer.ema_decay is not None, "an average of its own"),
     ):
         if is_set:

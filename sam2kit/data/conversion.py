@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,15 +35,15 @@ from sam2kit.data.sources.base import DerivedSource, ObjectId, VideoSource
 from sam2kit.data.sources.listing import FRAME_ENDINGS, natural_key
 from sam2kit.data.sources.mask_values import VOID
 from sam2kit.data.writers import (
-    COCO_CATEGORIES,
     coco_annotation,
     coco_image,
+    write_coco,
     write_id_mask,
     write_object_names,
 )
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.paths import file_name
-from sam2kit.utils.text import visible_text
+from sam2kit.utils.text import plural, visible_text
 from sam2kit.utils.unfinished import remove_leftovers, unfinished
 
 TARGETS = ("davis", "coco-video", "tiff", "ctc", "nifti", "cvat")
@@ -131,7 +130,8 @@ def convert(
             f"{out} cannot be written: {error}",
             hint="check permissions and free disk space; no incomplete output was left",
         ) from error
-    logger.info("Wrote {} videos, {} frames to {}", len(source), counts["frames"], out)
+    videos, frames = plural(len(source), "video"), plural(counts["frames"], "frame")
+    logger.info("Wrote {}, {} to {}", videos, frames, out)
     for change in ("renumbered", "written as PNG", "without their void pixels"):
         if counts[change]:
             logger.warning("Frames {}: {}", change, counts[change])
@@ -190,25 +190,14 @@ def _gather(videos: Iterable[_Written], path: Path | None) -> Counter[str]:
     """
     if path is None:
         return sum((video.counts for video in videos), Counter())
-    # Annotations, by far the larger part, are written at once instead of collected in memory.
     counts: Counter[str] = Counter()
-    images: list[str] = []
-    num_annotations = 0
-    with path.open("w", encoding="utf-8") as file:
-        file.write('{"annotations": [\n')
+
+    def parts() -> Iterator[dict[str, Any]]:
         for video in videos:
-            counts += video.counts
-            for row in video.annotations:
-                row |= {
-                    "id": row["id"] + num_annotations,
-                    "image_id": row["image_id"] + len(images),
-                }
-                file.write((",\n" if row["id"] > 1 else "") + json.dumps(row))
-            num_annotations += len(video.annotations)
-            offset = len(images)
-            images += [json.dumps(row | {"id": row["id"] + offset}) for row in video.images]
-        file.write('],\n"images": [\n' + ",\n".join(images))
-        file.write(f'],\n"categories": {json.dumps(COCO_CATEGORIES)}}}\n')
+            counts.update(video.counts)
+            yield {"images": video.images, "annotations": video.annotations}
+
+    write_coco(path, parts())
     return counts
 
 

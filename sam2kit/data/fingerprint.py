@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,26 +130,33 @@ def sampled_content(source: VideoSource, hasher: FrameHasher | None = None) -> s
     stored = stored_videos(source)
     if not stored:
         return GENERATED
-    frames = [(i, t) for i in stored for t in range(source.num_frames(i))]
+    # Frames are numbered over all videos: a tuple for each of millions would take half a gigabyte.
+    first = np.cumsum([0, *(source.num_frames(i) for i in stored)])
+    frames = np.arange(first[-1])
+
+    def located(numbers: np.ndarray) -> Iterator[tuple[int, int]]:
+        videos = np.searchsorted(first, numbers, side="right") - 1
+        return zip((stored[k] for k in videos), (numbers - first[videos]).tolist(), strict=True)
+
     sizes = (
         f"{i} {t} {_stamp(path)}"
-        for i, t in _spaced(frames, SAMPLED_FILES)
+        for i, t in located(_spaced(frames, SAMPLED_FILES))
         for path in (source.frame_path(i, t), *source.mask_paths(i, t))
     )
-    starts = {i: full_video(source, i)[2] for i in stored}
-    identifying = {
-        (i, t - starts[i]) for i, numbers in identifying_frames(source).items() for t in numbers
-    }
-    chosen = _spaced([frame for frame in frames if frame in identifying], SAMPLED_FRAMES)
-    others = sorted(set(frames) - set(chosen))
-    chosen += _spaced(others, SAMPLED_FRAMES - len(chosen))
-    pixels = (_readable_frame(source, i, t, hasher) for i, t in chosen)
+    identifying = identifying_frames(source)
+    starts = first[:-1] - [full_video(source, i)[2] for i in stored]
+    numbers = [start + t for start, i in zip(starts, stored, strict=True) for t in identifying[i]]
+    videos = np.repeat(np.arange(len(stored)), [len(identifying[i]) for i in stored])
+    is_inside = (first[videos] <= numbers) & (numbers < first[videos + 1])
+    chosen = _spaced(np.unique(np.array(numbers, int)[is_inside]), SAMPLED_FRAMES)
+    others = _spaced(np.setdiff1d(frames, chosen, True), SAMPLED_FRAMES - len(chosen))
+    chosen = np.concatenate([chosen, others])
+    pixels = (_readable_frame(source, i, t, hasher) for i, t in located(chosen))
     return _hash([_hash(sizes), _hash(pixels)])
 
 
-def _spaced(frames: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    chosen = np.linspace(0, len(frames) - 1, min(count, len(frames)), dtype=int)
-    return [frames[k] for k in chosen]
+def _spaced(frames: np.ndarray, count: int) -> np.ndarray:
+    return frames[np.linspace(0, len(frames) - 1, min(count, len(frames)), dtype=int)]
 
 
 def _readable_frame(source: VideoSource, i: int, t: int, hasher: FrameHasher) -> str:

@@ -56,11 +56,10 @@ from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.files import atomic_write, write_text
 from sam2kit.utils.locks import locked
 from sam2kit.utils.paths import file_name
-from sam2kit.utils.readers import MAX_JSON_BYTES, damage_is, read_json
+from sam2kit.utils.readers import MAX_MASKS_BYTES, damage_is, read_json
 from sam2kit.utils.text import plural, suggest
 
 LOCK_FILE, PROVENANCE_FOLDER = ".lock", "provenance"
-MAX_COCO_BYTES = 4 * MAX_JSON_BYTES  # 2 million masks of 500 bytes
 FORMATS = ("davis", "coco")
 PROVENANCE = ("click", "box", "painted", "propagated", "imported", "automatic", "truth", "accepted")
 
@@ -546,7 +545,7 @@ class _CocoFile:
         if not self.path.exists():
             return
         hint = "restore the file from a backup, or choose a new folder"
-        content = read_json(self.path, hint=hint, max_bytes=MAX_COCO_BYTES)
+        content = read_json(self.path, hint=hint, max_bytes=MAX_MASKS_BYTES)
         with damage_is(DataError, self.path, hint):
             by_image: dict[int, tuple[str, int]] = {}
             for image in content["images"]:

@@ -16,7 +16,7 @@ from sam2kit.data.sources.base import ObjectId
 from sam2kit.data.sources.mask_files import OBJECTS_FILE
 from sam2kit.data.sources.mask_values import VOID, davis_palette
 from sam2kit.utils.errors import DataError
-from sam2kit.utils.files import errors_name, write_text
+from sam2kit.utils.files import atomic_write, errors_name, write_text
 
 LARGEST_NUMBER = 65535  # of a 16-bit PNG
 COCO_CATEGORIES = [{"id": 1, "name": "object"}]
@@ -138,25 +138,39 @@ def coco_json(videos: Iterable[Mapping[str, Any]], ending: str = ".jpg") -> dict
     return {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
 
 
-def merge_coco(parts: Iterable[tuple[Mapping[str, Any], str | None]]) -> dict[str, Any]:
-    """Combine COCO files of :func:`coco_json` into one.
+def select_video(content: Mapping[str, Any], video: str) -> dict[str, Any]:
+    """Return the part of a COCO JSON that belongs to one video, with ids from 1."""
+    images = [image for image in content["images"] if image["video_id"] == video]
+    numbers = {image["id"]: n for n, image in enumerate(images, 1)}
+    rows = [row for row in content["annotations"] if row["image_id"] in numbers]
+    return {
+        "images": [image | {"id": n} for n, image in enumerate(images, 1)],
+        "annotations": [
+            row | {"id": n, "image_id": numbers[row["image_id"]]} for n, row in enumerate(rows, 1)
+        ],
+    }
+
+
+def write_coco(path: Path, videos: Iterable[Mapping[str, Any]]) -> None:
+    """Write one COCO JSON atomically, with the annotations of only one video in memory.
 
     Args:
-        parts: the content of a file, and the name of the video to take from it. None: all videos.
+        path: the file.
+        videos: ``images`` and ``annotations`` of each video, with ids from 1.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for content, video in parts:
-        numbers = {}
-        for image in content["images"]:
-            if video in (None, image["video_id"]):
-                numbers[image["id"]] = len(images) + 1
-                images.append(image | {"id": len(images) + 1})
-        for row in content["annotations"]:
-            if row["image_id"] in numbers:
-                new_ids = {"id": len(annotations) + 1, "image_id": numbers[row["image_id"]]}
-                annotations.append(row | new_ids)
-    return {"images": images, "annotations": annotations, "categories": COCO_CATEGORIES}
+    images: list[str] = []
+    count = 0
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write('{"annotations": [\n')
+        for video in videos:
+            offset = len(images)
+            for n, row in enumerate(video["annotations"], count + 1):
+                ids = {"id": n, "image_id": row["image_id"] + offset}
+                file.write((",\n" if n > 1 else "") + json.dumps(row | ids))
+            count += len(video["annotations"])
+            images += [json.dumps(row | {"id": row["id"] + offset}) for row in video["images"]]
+        file.write('],\n"images": [\n' + ",\n".join(images))
+        file.write(f'],\n"categories": {json.dumps(COCO_CATEGORIES)}}}\n')
 
 
 def coco_image(number: int, video: str, t: int, file: str, size: tuple[int, ...]) -> dict[str, Any]:

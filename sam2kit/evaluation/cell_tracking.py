@@ -55,8 +55,8 @@ class CellTrackingScorer:
     """Score one video, frame by frame.
 
     Args:
-        tracks: reference tracks by label, which define parents. Labels without an entry have no
-            parent.
+        tracks: reference tracks by label, which define parents and are read by :meth:`result`.
+            Labels without an entry have no parent.
         result_tracks: tracks of the result. If None (default), objects have no parents, and an
             object that disappears and reappears is its own parent, as in the challenge's files.
     """

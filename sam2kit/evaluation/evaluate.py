@@ -22,18 +22,13 @@ from sam2kit.config.schema import Config
 from sam2kit.config.stored import override_allowed
 from sam2kit.data.build import open_sets
 from sam2kit.data.sources.base import SelectedVideos, VideoSource
-from sam2kit.data.splits import TEST, VALIDATION, Splits, describe
+from sam2kit.data.splits import TEST, VALIDATION, Splits, SplitVideo, describe
 from sam2kit.evaluation.field_scores import FIELD_SCORES, field_scores, field_summary
 from sam2kit.evaluation.label_results import find_label_results, score_label_results
 from sam2kit.evaluation.predictions import open_results, read_prediction, score_results
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.report import Evaluation, write_results
-from sam2kit.evaluation.scored_split import (
-    ScoredSplit,
-    check_scored_videos,
-    contents,
-    scored_source,
-)
+from sam2kit.evaluation.scored_split import check_scored_videos, scored_source
 from sam2kit.evaluation.scores import (
     AFTER,
     BEFORE,
@@ -99,7 +94,7 @@ def evaluate(
     files = ResultFiles(output_dir, config)
     calibration = None
     if config.evaluation.calibration_videos:
-        calibrated, calibration = _calibrated(config, runs[0], source, splits)
+        calibrated, calibration = _calibrated(config, runs[0], split.videos, splits)
         runs = [*runs, calibrated]
     results = {run.name: DataSetScores(run.name) for run in runs}
     # Two baselines have no noise curve: the copied mask is never prompted with noise, and the model
@@ -179,9 +174,15 @@ def check_scored_frames(
 
 
 def _calibrated(
-    config: Config, run: TrackerRun, source: VideoSource, splits: Splits | None
+    config: Config, run: TrackerRun, scored: Sequence[SplitVideo], splits: Splits | None
 ) -> tuple[TrackerRun, dict[str, Any]]:
     """Return the tracker with thresholds tuned on training videos, and their values.
+
+    Args:
+        config: the configuration of the evaluation.
+        run: the tracker.
+        scored: the videos to score.
+        splits: the splits of the checkpoint. None: no splits.
 
     Raises:
         ConfigError: a calibration video is also scored.
@@ -191,7 +192,7 @@ def _calibrated(
     names = [training.names[i] for i in videos]
     # Tuning thresholds on the scored videos would bias the scores upward.
     calibration = Splits(tuple(describe(SelectedVideos(training, videos))))
-    if shared := calibration.trained_on(describe(source)):
+    if shared := calibration.trained_on(scored):
         section = "testdataset" if config.evaluation.split == "test" else "valdataset"
         raise ConfigError(
             f"{shared[0][1].name!r} is both a video to calibrate on and, as {shared[0][0].name!r}, "
@@ -313,13 +314,7 @@ def evaluate_predictions(
         owner.take(output_dir)
         save_config(config, output_dir / "config.yaml")
         by_tracker = {scores.tracker: {video: field for video, field in fields.items() if field}}
-        limit = config.evaluation.max_frames
-        split = ScoredSplit(
-            config.evaluation.split,
-            recorded=False,
-            max_frames=limit,
-            contents=contents(describe(source)),
-        )
+        split = check_scored_videos(config, source, None)
         return _write_and_log(
             Evaluation(config, source, [scores], output_dir, fields=by_tracker, split=split)
         )

@@ -78,25 +78,24 @@ def _score_cells(
     """Score a video whose masks are both segmentation and markers."""
     truth_numbers: dict[ObjectId, int] = {}
     numbers: dict[ObjectId, int] = {}
-    frames: list[tuple[np.ndarray | None, np.ndarray]] = []
+    lineage: dict[int, Track] = {}
+    scorer = CellTrackingScorer(lineage, tracks)
     seen: dict[ObjectId, tuple[int, int]] = {}  # first and last visible frame
     for t in range(source.num_frames(i)):
         masks = source.read_masks(i, t)
         size = next((m.shape for m in (masks or {}).values()), None)
         size = size or source.read_frame(i, t).shape[:2]
         truth = None if masks is None else _label_image(masks, truth_numbers, size)
-        frames.append((truth, _label_image(predicted(t), numbers, size, tracks is not None)))
+        result = _label_image(predicted(t), numbers, size, tracks is not None)
+        scorer.add(truth, truth, result)
         for o, mask in (masks or {}).items():
             if mask.any():
                 seen[o] = (seen.get(o, (t, t))[0], t)
     parents = source.parents(i)
-    lineage = {
+    lineage |= {
         truth_numbers[o]: Track(*span, truth_numbers.get(parents.get(o, ""), 0))
         for o, span in seen.items()
     }
-    scorer = CellTrackingScorer(lineage, tracks)
-    for truth, result in frames:
-        scorer.add(truth, truth, result)
     return scorer.result()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from sam2kit.data.pictures import read_labels
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.listing import find_entry, list_folder
-from sam2kit.data.sources.mask_files import object_names
+from sam2kit.data.sources.mask_files import SAMPLED_VIDEOS, object_names, share_decision
 from sam2kit.data.sources.mask_values import MaskDecision
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.scores import (
@@ -22,6 +22,7 @@ from sam2kit.evaluation.scores import (
 )
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import file_name
+from sam2kit.utils.sampling import evenly_spaced
 
 
 def score_predictions(
@@ -70,9 +71,7 @@ def open_results(source: VideoSource, folder: Path) -> list[ResultMasks]:
         )
     results = [ResultMasks(folders[name]) for name in source.names]
     # All files come from one tracker, so their values have the same meaning.
-    decision = MaskDecision([path for result in results for path in result.files], where=folder)
-    for result in results:
-        result.decision = decision
+    share_decision(results, "auto", None, folder)
     return results
 
 
@@ -167,8 +166,8 @@ class ResultMasks:
             the name of an object (``002`` is object 2), whose pixels are nonzero in its files.
 
     Attributes:
-        files: files with object numbers.
-        decision: meaning of their values, by default inferred from the video's files.
+        decision: meaning of the values of files with object numbers, by default inferred from the
+            video's files.
 
     Raises:
         DataError: two directories belong to one object, or ``objects.json`` cannot be read.
@@ -187,8 +186,12 @@ class ResultMasks:
                     hint="keep one of them",
                 )
             self._objects[object_id] = folder / name
-        self.files = [folder / name for name in sorted(listing.files)]
-        self.decision = MaskDecision(self.files, where=folder)
+        self._files = sorted(listing.files)
+        self.decision = MaskDecision(self.sample(SAMPLED_VIDEOS), where=folder)
+
+    def sample(self, count: int) -> list[Path]:
+        """Return up to ``count`` evenly spaced files with object numbers."""
+        return [self.folder / self._files[k] for k in evenly_spaced(len(self._files), count)]
 
     def has(self, frame: str) -> bool:
         """Return whether the frame of this name has a mask of any object."""

@@ -21,7 +21,7 @@ from sam2kit.config.schema import Config
 from sam2kit.data.sources.base import VideoSource, innermost
 from sam2kit.data.sources.training_set import TrainingSet
 from sam2kit.data.training_set import read_provenance
-from sam2kit.data.writers import coco_json
+from sam2kit.data.writers import coco_json, write_coco
 from sam2kit.evaluation.field_scores import field_summary
 from sam2kit.evaluation.pictures import Example, compare_errors, draw_videos, show_objects
 from sam2kit.evaluation.plots import difference_chart, over_time, robustness_chart
@@ -155,9 +155,9 @@ class Evaluation:
             for video, scores in videos.items():
                 entry = content["videos"][video]
                 (entry if name == content["tracker"] else entry["trackers"][name]).update(scores)
-        for video, hashes in ({} if self.split is None else self.split.contents).items():
-            if video in content["videos"]:
-                content["videos"][video]["content"] = list(hashes)
+        for video in () if self.split is None else self.split.videos:
+            if video.name in content["videos"]:
+                content["videos"][video.name]["content"] = list(video.content)
         evaluation = asdict(self.config.evaluation)
         return content | {
             "protocol": {k: evaluation[k] for k in PROTOCOL_KEYS} if self.files else None,
@@ -190,14 +190,19 @@ def _verdict(comparison: Mapping[str, Any]) -> str | None:
     mean, low, high = (comparison[key] for key in ("mean", "low", "high"))
     if other not in _BASELINES or mean is None:
         return None
-    word = "better" if mean > 0 else "worse" if mean < 0 else "neither better nor worse"
+    is_clear = low is not None and (low > 0 or high < 0)
+    higher, lower = (
+        ("is better than", "is worse than")
+        if is_clear
+        else ("scores higher than", "scores lower than")
+    )
+    verb = higher if mean > 0 else lower if mean < 0 else "scores the same as"
     interval = f", 95% interval {interval_text(low, high)}" if low is not None else ""
-    text = f"{name} is {word} than {_BASELINES[other]} (J&F {mean:+.3f}{interval})"
-    if low is None:
-        return f"{text}; with this few videos, the difference may be due to chance"
-    if low > 0 or high < 0:
+    text = f"{name} {verb} {_BASELINES[other]} (J&F {mean:+.3f}{interval})"
+    if is_clear:
         return text
-    return f"{text}; the interval contains 0, so the difference may be due to chance"
+    reason = "with this few videos," if low is None else "the interval contains 0, so"
+    return f"{text}; {reason} the difference may be due to chance"
 
 
 def _absence_note(name: str, means: Mapping[str, Any]) -> str | None:
@@ -265,9 +270,9 @@ def write_results(evaluation: Evaluation) -> None:
         return
     (folder / "coco").mkdir(exist_ok=True)
     for tracker in evaluation.trackers:
-        content = coco_json(files.sav(tracker.tracker, [v.name for v in tracker.videos]))
+        videos = files.sav(tracker.tracker, [v.name for v in tracker.videos])
         path = folder / "coco" / f"{file_name(tracker.tracker)}.json"
-        write_text(path, json.dumps(content))
+        write_coco(path, (coco_json([video]) for video in videos))
     if evaluation.config.evaluation.pictures:
         draw_videos(evaluation.trackers, evaluation.source, files.masks, folder)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,8 +34,8 @@ class ScoredSplit:
         monitor: the validation metric that selected the checkpoint, or None.
         max_frames: maximum number of scored frames per video, or None for no limit.
         replay: fraction of the training clips that were generated.
-        contents: hashes of some frames by name of the video, which tell apart videos of equal
-            names. Generated videos have none.
+        videos: the scored videos with hashes of some frames, which tell apart videos of equal
+            names. Generated videos are missing.
     """
 
     name: str
@@ -46,7 +46,7 @@ class ScoredSplit:
     max_frames: int | None = None
     replay: float = 0.0
     compared_trained_on: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    contents: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    videos: Sequence[SplitVideo] = ()
     resembling: tuple[str, ...] = ()
     validated_on: tuple[str, ...] = ()
 
@@ -175,7 +175,7 @@ def check_scored_videos(
             for name, pairs in compared_trained.items()
             if pairs
         },
-        "contents": contents(videos),
+        "videos": videos,
     }
     if splits is None:
         return ScoredSplit(evaluation.split, False, **rest)
@@ -201,11 +201,6 @@ def check_scored_videos(
     if others:
         logger.warning("{}", split.resembling_note(len(source)).removeprefix("Warning: "))
     return split
-
-
-def contents(videos: Iterable[SplitVideo]) -> dict[str, Sequence[str]]:
-    """Return the hashes of frames by name of the video, for :class:`ScoredSplit`."""
-    return {video.name: video.content for video in videos}
 
 
 def _monitor(config: Config) -> str:

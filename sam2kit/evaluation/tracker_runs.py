@@ -39,7 +39,7 @@ from sam2kit.tracking.video_tracker import TrackingSession, VideoTracker
 from sam2kit.utils.errors import ConfigError, DataError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import file_name
-from sam2kit.utils.readers import damage_is, read_json
+from sam2kit.utils.readers import MAX_MASKS_BYTES, damage_is, read_json
 
 MASK_THRESHOLDS = np.linspace(-4, 4, 33)
 # Lower thresholds have no effect: the model itself empties masks with an object score below 0.
@@ -328,7 +328,8 @@ class ResultFiles:
         :func:`sam2kit.data.writers.coco_json` converts them to COCO.
         """
         for video in videos:
-            yield read_json(self.path("sav", tracker, video, ".json"), hint="evaluate again")
+            path = self.path("sav", tracker, video, ".json")
+            yield read_json(path, hint="evaluate again", max_bytes=MAX_MASKS_BYTES)
 
 
 def _write_json(path: Path, content: Any) -> None:

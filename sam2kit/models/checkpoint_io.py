@@ -91,8 +91,8 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
 
     Args:
         path: a file of :func:`write_checkpoint` or of ``torch.save``, or ``.safetensors``.
-        mmap: read tensors only when they are used. The file must not be replaced until then, and
-            files in the format of before PyTorch 1.6 are rejected.
+        mmap: read tensors only when they are used, which files in the format of before PyTorch 1.6
+            and ``.safetensors`` do not allow. The file must not be changed until then.
 
     Returns:
         The dictionary in the file. For ``.safetensors``, it is ``{"model": tensors}``, in float32.
@@ -105,7 +105,7 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return {"model": {k: v.float() for k, v in load_file(path).items()}}
-        _check_stored(path)
+        mmap = _is_archive(path) and mmap
         # A pickle can run any command when it is loaded; weights_only rejects all but tensors.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # truncated zips, pickled code and other formats raise many types
@@ -123,13 +123,16 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
-def _check_stored(path: Path) -> None:
-    """Reject compressed tensors: a file of a few megabytes could expand to many gigabytes.
+def _is_archive(path: Path) -> bool:
+    """Return whether a file is an archive of tensors; PyTorch before 1.6 wrote none.
 
     Raises:
-        ValueError: PyTorch did not write the file, because it does not compress.
+        ValueError: its tensors are compressed, so PyTorch did not write it. A compressed file of a
+            few megabytes could expand to many gigabytes.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
-                raise ValueError("its tensors are compressed, which PyTorch never does")
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+            raise ValueError("its tensors are compressed, which PyTorch never does")
+    return True

@@ -413,7 +413,7 @@ def read_run_config(path: str | Path) -> Config:
         CheckpointError: the file is unreadable or not a run of sam2kit, or its configuration is of
             an incompatible version.
     """
-    return read_stored(_stored(read_checkpoint(Path(path)), path), path)
+    return read_stored(_stored(read_checkpoint(Path(path), mmap=True), path), path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -446,18 +446,19 @@ class Checkpoint:
         return model
 
 
-def open_checkpoint(source: str | Path, key: str = "source") -> Checkpoint:
+def open_checkpoint(source: str | Path, key: str = "source", mmap: bool = False) -> Checkpoint:
     """Read the file of a checkpoint once, for its configuration and then for its model.
 
     Args:
         source: as for :func:`find_checkpoint`.
         key: the configuration key or flag that error messages name.
+        mmap: as for :func:`~sam2kit.models.checkpoint_io.read_checkpoint`.
 
     Raises:
         CheckpointError: as :func:`load_model`.
     """
     path = find_checkpoint(source, key)
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, mmap)
     if CONFIG_KEY in content:
         return Checkpoint(path, content, *_allowed(content, path))
     return Checkpoint(path, content, _config_of_weights(content, path), [])
@@ -473,7 +474,7 @@ def source_config(source: str | Path) -> tuple[Config, list[str]]:
     Raises:
         CheckpointError: as :func:`load_model`.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, mmap=True)  # of the weights, only the shapes are needed
     return checkpoint.config, checkpoint.ignored
 
 

@@ -82,6 +82,11 @@ def is_lora(parameter: str) -> bool:
     return ".lora_" in parameter
 
 
+def is_lora_a(parameter: str) -> bool:
+    """Check whether a parameter name is the name of a LoRA matrix A, which starts random."""
+    return ".lora_A." in parameter
+
+
 def has_lora(model: nn.Module) -> bool:
     """Check whether any layer of a model has LoRA."""
     return any(is_lora(name) for name, _ in model.named_parameters())

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sam2kit.data.training_set import AcceptedFrame
 
 VERSION: Literal[1] = 1
-# A file of more than MAX_LINES lines is rewritten if it has MAX_OUTDATED lines per frame.
+# A file of more than MAX_LINES lines is rewritten if it has more than MAX_OUTDATED lines per frame.
 MAX_LINES, MAX_OUTDATED = 500, 4
 LOCK_FILE = "annotations.lock"
 Which = Literal["accepted", "all", "checked"]
@@ -175,6 +175,7 @@ class AnnotationStore:
         # The last known revision of each video, valid until its file changes.
         self._revisions: dict[str, tuple[Any, int]] = {}
         self._lines: dict[Path, int] = {}  # number of lines of a file that is being appended to
+        self._max_lines: dict[Path, int] = {}  # number of lines above which frames are counted
 
     def acquire(self) -> None:
         """Make this process the owner of the folder; the first write does so implicitly.
@@ -320,9 +321,12 @@ class AnnotationStore:
             self._lines.pop(path, None)  # a full disk may have left half a line too
             raise _cannot_write(path, error) from error
         self._lines[path] += len(frames)
-        if self._lines[path] > MAX_LINES:
+        if self._lines[path] > self._max_lines.get(path, MAX_LINES):
             latest = self._read_lines(video)
-            if self._lines[path] > MAX_OUTDATED * len(latest):
+            # Files do not lose frames, so they need not be counted again, which reads the file,
+            # before this number of lines. Otherwise tracking would slow down with every save.
+            self._max_lines[path] = max(MAX_LINES, MAX_OUTDATED * len(latest))
+            if self._lines[path] > self._max_lines[path]:
                 self.save_tracked(video, latest, replace=True)
 
     def accepted(

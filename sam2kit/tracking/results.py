@@ -24,17 +24,16 @@ from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.mask_files import OBJECTS_FILE
 from sam2kit.data.training_set import AcceptedFrame
-from sam2kit.data.writers import merge_coco
+from sam2kit.data.writers import select_video, write_coco
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.files import write_text
 from sam2kit.utils.paths import file_name
-from sam2kit.utils.readers import MAX_JSON_BYTES, check_types, damage_is, read_json
+from sam2kit.utils.readers import MAX_MASKS_BYTES, check_types, damage_is, read_json
 from sam2kit.utils.text import visible_text
 
 RECORD, MASKS_JSON, VIDEOS = "track.json", "masks.json", "videos"
 PROVENANCE = {"mask": "painted", "box": "box", "point": "click"}
 TRACK_AGAIN = "track the video again, with --overwrite"
-MAX_TRACKED_BYTES = 4 * MAX_JSON_BYTES  # 100,000 frames with 20 objects need about 600 MB
 
 
 class _Prompted(TypedDict):
@@ -138,7 +137,7 @@ class TrackRecord:
             made = PROVENANCE[entry["kind"]]
             prompts.setdefault(entry["frame_index"], {})[entry["object_id"]] = made
         first = min(prompts, default=0)
-        content = _read_masks(path)
+        content = read_masks(path)
         with damage_is(DataError, path, TRACK_AGAIN):
             rows: dict[int, list[dict[str, Any]]] = {}
             for row in content["annotations"]:
@@ -199,14 +198,14 @@ def read_records(root: Path) -> list[TrackRecord]:
     return records
 
 
-def _read_masks(path: Path) -> dict[str, Any]:
-    """Read ``masks.json``.
+def read_masks(path: Path) -> dict[str, Any]:
+    """Read ``masks.json``, the masks of a video in COCO format.
 
     Raises:
         DataError: the file is missing, damaged or too large.
     """
     try:
-        content = read_json(path, hint=TRACK_AGAIN, max_bytes=MAX_TRACKED_BYTES, non_finite=True)
+        content = read_json(path, hint=TRACK_AGAIN, max_bytes=MAX_MASKS_BYTES, non_finite=True)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", hint=TRACK_AGAIN) from None
     check_types(content, _Masks, path, TRACK_AGAIN)
@@ -218,13 +217,16 @@ def write_combined(root: Path) -> None:
     records = read_records(root)
     if all(record.folder == root for record in records):
         return
-    parts = []
-    for record in records:
-        path = record.folder / MASKS_JSON
-        if not path.is_file():
-            logger.warning("{}: {} has no masks yet", root, visible_text(record.name))
-            continue
-        with damage_is(DataError, path, TRACK_AGAIN):
-            # The top-level file may already be a combined one.
-            parts.append(merge_coco([(_read_masks(path), record.name)]))
-    write_text(root / MASKS_JSON, json.dumps(merge_coco((part, None) for part in parts)))
+
+    def parts() -> Iterator[dict[str, Any]]:
+        for record in records:
+            path = record.folder / MASKS_JSON
+            if not path.is_file():
+                logger.warning("{}: {} has no masks yet", root, visible_text(record.name))
+                continue
+            with damage_is(DataError, path, TRACK_AGAIN):
+                # The top-level file may already be a combined one.
+                part = select_video(read_masks(path), record.name)
+            yield part
+
+    write_coco(root / MASKS_JSON, parts())

@@ -42,9 +42,9 @@ from sam2kit.tracking.inputs import (
 from sam2kit.tracking.options import TrackerOptions
 from sam2kit.tracking.results import (
     MASKS_JSON,
-    TRACK_AGAIN,
     VIDEOS,
     TrackRecord,
+    read_masks,
     read_records,
     write_combined,
 )
@@ -55,7 +55,6 @@ from sam2kit.utils.files import write_text
 from sam2kit.utils.locks import locked
 from sam2kit.utils.paths import file_name, open_run_dir
 from sam2kit.utils.progress import log_progress
-from sam2kit.utils.readers import read_json
 from sam2kit.utils.text import cell_text, plural, visible_text
 from sam2kit.viz.overlays import draw_prompts, overlay
 from sam2kit.viz.video_writer import mp4_writer, save_gif
@@ -287,7 +286,7 @@ def _write_cvat(video: VideoInput, record: TrackRecord, to: str | None, replace:
     path = cvat_file(record.root, file_name(record.name))
     is_wanted = "cvat" in (to, result_form(video.source, video.i))
     if is_wanted and (replace or not path.exists()):
-        content = read_json(record.folder / MASKS_JSON, hint=TRACK_AGAIN)
+        content = read_masks(record.folder / MASKS_JSON)
         write_cvat_results(content, record.name, video.source, video.i, path)
 
 

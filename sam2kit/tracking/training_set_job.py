@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -24,14 +25,29 @@ CLIPS_PER_EPOCH = 40  # minimum number of clips per epoch in the suggested comma
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The frames of one video to add."""
+class VideoPart:
+    """The frames of one video to add.
+
+    Attributes:
+        video: its name in the annotations.
+        source, i: the source that contains the video, and its index.
+        frames: the frames with their masks, read one at a time.
+        names: display names of objects.
+    """
 
     video: str
     source: VideoSource
     i: int
     frames: Iterable[AcceptedFrame]
     names: dict[ObjectId, str]
+
+    def add_to(
+        self, folder: str | Path, format: str | None = None, copy: bool = False
+    ) -> TrainingSetSummary:
+        """Call :func:`~sam2kit.data.training_set.add_to_training_set`."""
+        return add_to_training_set(
+            folder, self.source, self.i, self.frames, names=self.names, format=format, copy=copy
+        )
 
 
 def make_training_set(
@@ -69,23 +85,15 @@ def make_training_set(
             key="--every", value=every, expected="at least 1", hint="use 1 for all frames"
         )
     source = None if videos is None else open_source(videos)
-    parts: list[_Part] = []
+    parts: list[VideoPart] = []
     for path in map(Path, annotations):
         parts += _parts(path, which, every, source)
     # At this point all videos are open, so missing ones are reported before any work.
     summaries = []
     models: set[str] = set()
     for part in parts:
-        summary = add_to_training_set(
-            folder,
-            part.source,
-            part.i,
-            _note_models(part.frames, models),
-            names=part.names,
-            format=format,
-            copy=copy,
-        )
-        summaries.append(summary)
+        part = replace(part, frames=_note_models(part.frames, models))
+        summaries.append(part.add_to(folder, format, copy))
     frames = sum(s.written + s.replaced + s.unchanged + s.others for s in summaries)
     if not frames:
         raise DataError(
@@ -143,7 +151,9 @@ def _image_size(model: str | None) -> int | None:
         return None
 
 
-def _parts(path: Path, which: Which | None, every: int, videos: VideoSource | None) -> list[_Part]:
+def _parts(
+    path: Path, which: Which | None, every: int, videos: VideoSource | None
+) -> list[VideoPart]:
     """Find and open the videos of annotations or tracked masks."""
     if records := read_records(path):
         if which not in (None, "all"):
@@ -158,7 +168,7 @@ def _parts(path: Path, which: Which | None, every: int, videos: VideoSource | No
         if unfinished:
             logger.warning("{}: tracking is unfinished for {}", path, ", ".join(unfinished))
         return [
-            _Part(record.name, *record.open_video(videos), record.frames(every), {})
+            VideoPart(record.name, *record.open_video(videos), record.frames(every), {})
             for record in records
         ]
     folder = path / ANNOTATIONS if (path / ANNOTATIONS).is_dir() else path
@@ -166,21 +176,11 @@ def _parts(path: Path, which: Which | None, every: int, videos: VideoSource | No
     which = which or "accepted"
     parts, empty = [], []
     for video in store.videos():
-        state = store.load(video)
-        assert state is not None  # it is listed
-        has_frames = bool({"accepted": state.accepted, "checked": state.checked}.get(which, True))
-        if not has_frames:
+        part = annotated_part(store, video, partial(_open, folder, videos), which, every)
+        if part is None:
             empty.append(visible_text(video))
-            continue
-        names = {o.id: o.name for o in state.objects if o.name}
-        opened = _open(folder, video, state.path, videos)
-        if opened[0].num_frames(opened[1]) != state.num_frames:
-            raise DataError(
-                f"video {visible_text(video)!r} has {opened[0].num_frames(opened[1])} frames, but "
-                f"had {state.num_frames} when it was annotated",
-                hint="pass the annotated videos with --videos",
-            )
-        parts.append(_Part(video, *opened, store.accepted(video, which, every), names))
+        else:
+            parts.append(part)
     if empty:
         logger.warning("{}: no {} frames in {}", folder, which, ", ".join(empty))
     if not parts:
@@ -193,8 +193,45 @@ def _parts(path: Path, which: Which | None, every: int, videos: VideoSource | No
     return parts
 
 
+def annotated_part(
+    store: AnnotationStore,
+    video: str,
+    find: Callable[[str, str], tuple[VideoSource, int]],
+    which: Which = "accepted",
+    every: int = 1,
+) -> VideoPart | None:
+    """Open a video of a store and read its annotations.
+
+    Args:
+        store: the annotations.
+        video: the name of the video, one of ``store.videos()``.
+        find: function from this name, and the path at which the video was annotated (or ""), to a
+            source and an index.
+        which, every: see :func:`make_training_set`.
+
+    Returns:
+        The frames to add, or None if there are none; then ``find`` is not called.
+
+    Raises:
+        DataError: the video has another length than the annotated one, or an annotation is damaged.
+    """
+    state = store.load(video)
+    assert state is not None  # it is listed
+    if not {"accepted": state.accepted, "checked": state.checked}.get(which, True):
+        return None
+    source, i = find(video, state.path)
+    if source.num_frames(i) != state.num_frames:
+        raise DataError(
+            f"video {visible_text(video)!r} has {source.num_frames(i)} frames, but had "
+            f"{state.num_frames} when it was annotated",
+            hint="pass the annotated videos with --videos, or open them in the annotator",
+        )
+    names = {o.id: o.name for o in state.objects if o.name}
+    return VideoPart(video, source, i, store.accepted(video, which, every), names)
+
+
 def _open(
-    folder: Path, video: str, path: str, videos: VideoSource | None
+    folder: Path, videos: VideoSource | None, video: str, path: str
 ) -> tuple[VideoSource, int]:
     """Open an annotated video."""
     if videos is not None:

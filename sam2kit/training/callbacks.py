@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sam2kit.config.schema import MONITORS
 from sam2kit.data.sources.base import VideoSource
+from sam2kit.models.lora import is_lora_a
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.utils.errors import CheckpointError, DataError
 from sam2kit.utils.processes import STOP_SIGNALS
@@ -178,6 +179,30 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [x.detach() for x in (*module.parameters(), *module.buffers())]
 
 
+def average_with_start(
+    trained: Mapping[str, Tensor], start: Mapping[str, Tensor], share: float
+) -> dict[str, Tensor]:
+    """Average trained weights with those that training started from.
+
+    LoRA's matrices B start at zero, also if the checkpoint had LoRA, which is merged before. The
+    average of B times the trained A is therefore the average of the products BA; with an average of
+    A it would not be.
+
+    Args:
+        trained: trained weights by name.
+        start: starting weights by name.
+        share: share of the starting weights, 0 to 1.
+
+    Returns:
+        The averages of the weights in ``start``, without integers and LoRA's matrices A.
+    """
+    return {
+        name: torch.lerp(trained[name].detach(), weight.to(trained[name].device), share)
+        for name, weight in start.items()
+        if weight.is_floating_point() and not is_lora_a(name)
+    }
+
+
 class AverageWithStart(Callback):
     """Validate and save an average of the starting weights and the trained weights.
 
@@ -222,10 +247,7 @@ class AverageWithStart(Callback):
         self._is_over = True
 
     def _average(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: torch.lerp(trained[name].detach(), start.to(trained[name].device), self.share)
-            for name, start in self._start.items()
-        }
+        return average_with_start(trained, self._start, self.share)
 
     @staticmethod
     @torch.no_grad()

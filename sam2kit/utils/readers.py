@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 # SA-V files have up to 30 MB. Python objects need 4 to 10 times the memory of the text.
 MAX_JSON_BYTES = 256 * MIB
+MAX_MASKS_BYTES = 4 * MAX_JSON_BYTES  # JSON of sam2kit with masks: 2 million of 500 bytes
 MAX_DATA_BYTES = 16384 * MIB  # COCO JSON: it is indexed in memory-mapped form, not loaded
 MAX_YAML_BYTES = MIB // 4  # a configuration has 30 kB; PyYAML reads about 100 kB per second
 MAX_XML_BYTES = 1 << 30  # a CVAT task of 10,000 frames with 20 polygons each has 100 MB

@@ -23,7 +23,7 @@ def curves(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     x_label: str = "step",
 ) -> Figure:
-    """Draw line plots side by side.
+    """Draw line plots side by side, up to four in a row.
 
     Args:
         panels: maps the title of each panel to its lines, and the name of each line to its x and y
@@ -35,10 +35,11 @@ def curves(
     """
     if not panels:
         raise ValueError("at least one panel is required")
-    figure = Figure((4.2 * len(panels), 3.0), dpi=120, layout="constrained")
-    for axes, (title, lines) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    figure = Figure((4.2 * columns, 3.0 * rows), dpi=120, layout="constrained")
+    all_axes = [figure.add_subplot(rows, columns, i + 1) for i in range(len(panels))]
+    for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
         for number, (name, (x, y)) in enumerate(lines.items()):
             style = ("-", "--", ":")[number // len(LINE_COLORS) % 3]
             color = LINE_COLORS[number % len(LINE_COLORS)] / 255

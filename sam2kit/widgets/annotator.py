@@ -23,7 +23,7 @@ from sam2kit.data.build import open_source
 from sam2kit.data.pictures import opened
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.corrected import FILE_NAME
-from sam2kit.data.training_set import add_to_training_set
+from sam2kit.data.training_set import TrainingSetSummary
 from sam2kit.models.checkpoints import (
     HUB_CHECKPOINTS,
     SHIPPED_CHECKPOINTS,
@@ -35,7 +35,7 @@ from sam2kit.models.initial_weights import resolve_size
 from sam2kit.models.sam2 import SAM2Model
 from sam2kit.prompts.annotations import AnnotationStore
 from sam2kit.tracking.results import find_video
-from sam2kit.tracking.training_set_job import train_command
+from sam2kit.tracking.training_set_job import annotated_part, train_command
 from sam2kit.utils.device import pick_device
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import label_text, plural, visible_text
@@ -224,7 +224,6 @@ class Annotator(ImageWidget):
             self.object: ObjectId | None = next(iter(session.objects), None)
             self._palette = contrasting_palette(session.frame(self.frame))
             self._checks: list[FrameToCheck] = []
-            self._checked_state: tuple[Any, ...] = ()
             self._visited: set[tuple[ObjectId, int]] = set()  # of the frames to check
             self._proposal_frame = 0
             self._show()
@@ -620,14 +619,14 @@ class Annotator(ImageWidget):
         folder = Path(folder).expanduser() if folder else Path(self.run_dir or "") / "training_set"
         lines, written, missing = [], 0, []
         for video in self.store.videos():
-            source_and_index = self._find_source(video)
-            if source_and_index is None:
+            try:
+                part = annotated_part(self.store, video, self._find_source)
+            except FileNotFoundError:
                 missing.append(video)
                 continue
-            counts = self._add_to_training_set(folder, video, *source_and_index)
-            if counts is not None:
+            if part is not None:
                 written += 1
-                lines.append(f"{label_text(video)}: {counts}")
+                lines.append(f"{label_text(video)}: {_counts(part.add_to(folder))}")
         if missing:
             names = ", ".join(map(label_text, missing))
             lines.append(f"Skipped, because their directory is unknown (open it first): {names}")
@@ -644,30 +643,19 @@ class Annotator(ImageWidget):
         self._show()
         return folder
 
-    def _find_source(self, video: str) -> tuple[VideoSource, int] | None:
-        """Return the source and index of an annotated video, or None if its path is unknown."""
+    def _find_source(self, video: str, path: str) -> tuple[VideoSource, int]:
+        """Return the source and index of a video that was annotated at a path.
+
+        Raises:
+            FileNotFoundError: the video is not open, and the path is unknown or does not exist.
+        """
         if video in self._opened:
             return self._opened[video]
         if video in self.source.names:
             return without_generated_objects(self.source, self.source.names.index(video))
-        state = self.store.load(video)
-        path = "" if state is None else state.path
-        return find_video(open_source(path), video) if path and Path(path).exists() else None
-
-    def _add_to_training_set(
-        self, folder: Path, video: str, source: VideoSource, i: int
-    ) -> str | None:
-        """Add the accepted frames of a video and return their counts, or None if there are none."""
-        state = self.store.load(video)
-        if state is None or not state.accepted:
-            return None
-        names = {o.id: o.name for o in state.objects if o.name}
-        summary = add_to_training_set(folder, source, i, self.store.accepted(video), names=names)
-        text = summary.counts
-        if summary.overlaps:
-            frames = plural(summary.overlaps, "frame")
-            text += f"; masks overlap on {frames}, where the smaller object is in front"
-        return text
+        if not path or not Path(path).exists():
+            raise FileNotFoundError(path)
+        return find_video(open_source(path), video)
 
     def close_report(self) -> None:
         """Close the message about the last training set."""
@@ -877,12 +865,8 @@ class Annotator(ImageWidget):
         """Send the markers of the timeline and the frames to check."""
         timeline = self.session.timeline()
         self.timeline = {name: _ranges(frames) for name, frames in timeline.items()}
-        session = self.session
-        # Rebuild the list only if its inputs change: with thousands of masks it takes too long to
-        # do on every click.
-        state = session, self._run, session.prompts, sorted(session.accepted), len(session.tracked)
-        if not self._running and state != self._checked_state:
-            self._checks, self._checked_state = session.frames_to_check(MAX_CHECKS), state
+        if not self._running:  # with thousands of masks, it would take too long on every frame
+            self._checks = self.session.frames_to_check(MAX_CHECKS)
         self.checks = [
             {
                 "frame": check.frame,
@@ -1037,6 +1021,14 @@ def _rgb(color: str | Sequence[int]) -> Color:
             hint="for example #56b4e9",
         ) from None
     return red, green, blue
+
+
+def _counts(summary: TrainingSetSummary) -> str:
+    """Return the numbers of frames that were added to a training set, in words."""
+    if not summary.overlaps:
+        return summary.counts
+    frames = plural(summary.overlaps, "frame")
+    return f"{summary.counts}; masks overlap on {frames}, where the smaller object is in front"
 
 
 def _folder_text(what: str | Path | Config | VideoSource) -> str:

@@ -105,7 +105,7 @@ class ClipBrowser(ImageWidget):
         fps: float | None = None,
     ) -> None:
         self.source = open_source(what)
-        self._results = open_results(predictions or {})
+        self._results = open_results(predictions or {}, self.source.names)
         self._prompts, self._object_ids, self._prompt_size = prompts, object_ids, prompt_size
         self._document: Any = None
         if isinstance(prompts, (str, Path)):

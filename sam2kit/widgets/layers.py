@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from sam2kit.data.rle import decode_mask
 from sam2kit.data.sources.base import ObjectId, VideoSource
+from sam2kit.data.sources.mask_files import SAMPLED_VIDEOS, share_decision
+from sam2kit.data.sources.mask_values import MaskDecision
 from sam2kit.evaluation.metrics import iou, outside_void
 from sam2kit.evaluation.predictions import ResultMasks, result_folder
 from sam2kit.evaluation.scores import VideoScores
@@ -20,7 +23,8 @@ from sam2kit.prompts.geometry import rescale_points
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import file_name
-from sam2kit.utils.readers import damage_is, read_json
+from sam2kit.utils.readers import MAX_MASKS_BYTES, damage_is, read_json
+from sam2kit.utils.sampling import evenly_spaced
 from sam2kit.widgets.base import encode_png
 
 TRUTH = "truth"  # name of the layer with the ground truth
@@ -36,11 +40,20 @@ class Results:
             set, it contains ``VIDEO.json`` in SA-V's format, in which masks can overlap.
         scores: directory of an evaluation's scores per video. If None (default), no scores are
             stored.
+        videos: names of all videos of the dataset.
     """
 
     name: str
     folder: Path
     scores: Path | None = None
+    videos: Sequence[str] = ()
+
+    @cached_property
+    def decision(self) -> MaskDecision:
+        """The meaning of the values of PNG masks, which is the same for all videos."""
+        names = [self.videos[k] for k in evenly_spaced(len(self.videos), SAMPLED_VIDEOS)]
+        folders = [path for name in names if (path := result_folder(self.folder, name))]
+        return share_decision([ResultMasks(path) for path in folders], "auto", None, self.folder)
 
     def mask_path(self, video: str) -> Path:
         """Return the directory or file with the masks of a video.
@@ -68,24 +81,29 @@ class Results:
         if path is None or not path.is_file():
             return None
         with damage_is(DataError, path, "evaluate the run again"):
-            return VideoScores.from_dict(_read_json(path, "scores"))
+            return VideoScores.from_dict(*_read_json(path, "scores"))
 
 
-def _read_json(path: Path, key: str) -> Any:
+def _read_json(path: Path, *keys: str) -> list[Any]:
     try:
-        return read_json(path, hint="evaluate the run again", non_finite=True)[key]
+        hint = "evaluate the run again"
+        content = read_json(path, hint=hint, max_bytes=MAX_MASKS_BYTES, non_finite=True)
+        return [content[key] for key in keys]
     except (OSError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} cannot be read ({error!r})", hint="evaluate the run again"
         ) from error
 
 
-def open_results(predictions: Mapping[str, str | Path]) -> list[Results]:
+def open_results(
+    predictions: Mapping[str, str | Path], videos: Sequence[str] = ()
+) -> list[Results]:
     """Find the masks of trackers in directories.
 
     Args:
         predictions: maps names to directories in DAVIS layout, or to output directories of
             ``sam2kit evaluate`` or ``sam2kit track``.
+        videos: names of all videos of the dataset.
 
     Returns:
         One entry per tracker. If an evaluation contains several trackers, they are named
@@ -105,13 +123,13 @@ def open_results(predictions: Mapping[str, str | Path]) -> list[Results]:
                 hint="pass a directory that contains masks",
             )
         if not (folder / "sav").is_dir():  # every evaluation writes this directory
-            results.append(Results(name, folder))
+            results.append(Results(name, folder, videos=videos))
             continue
         trackers = _trackers(folder)
         for tracker in trackers:
             label = f"{name}, {tracker}" if len(trackers) > 1 else name
             kinds = (folder / kind / file_name(tracker) for kind in ("sav", "scores"))
-            results.append(Results(label, *kinds))
+            results.append(Results(label, *kinds, videos))
     names = [TRUTH, *(entry.name for entry in results)]
     if invalid := [name for name in names if not name or names.count(name) > 1]:
         raise DataError(
@@ -132,7 +150,7 @@ def _trackers(folder: Path) -> list[str]:
     if not path.is_file():
         return sorted(p.name for p in (folder / "sav").iterdir() if p.is_dir())
     with damage_is(DataError, path, "evaluate the run again"):
-        trackers = dict(_read_json(path, "trackers"))
+        trackers = dict(*_read_json(path, "trackers"))
     return [t for t in trackers if (folder / "sav" / file_name(t)).is_dir()]
 
 
@@ -169,13 +187,14 @@ class VideoLayers:
         self.done = 0 if source.has_masks else self.num_frames
         self._paths = {r.name: r.mask_path(video) for r in results}
         self._masks, self._encoded = {}, {}
-        for name, path in self._paths.items():
+        for r, path in zip(results, self._paths.values(), strict=True):
             if path.is_dir():
-                self._masks[name] = ResultMasks(path)
+                self._masks[r.name] = ResultMasks(path)
+                self._masks[r.name].decision = r.decision
             else:
-                ids, frames = (_read_json(path, key) for key in ("masklet_id", "masklet"))
+                ids, frames = _read_json(path, "masklet_id", "masklet")
                 with damage_is(DataError, path, "evaluate the run again"):
-                    self._encoded[name] = [dict(zip(ids, frame, strict=True)) for frame in frames]
+                    self._encoded[r.name] = [dict(zip(ids, frame, strict=True)) for frame in frames]
         self._with_scores: set[str] = set()
         for r in results:
             self.J[r.name], self.counted[r.name] = {}, np.zeros(self.num_frames, bool)

@@ -54,7 +54,7 @@ from sam2kit.prompts.io import (
 )
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.text import visible_text
-from sam2kit.widgets.check_list import FrameToCheck, frames_to_check
+from sam2kit.widgets.check_list import FrameToCheck, find_suspects, frames_to_check
 from sam2kit.widgets.frame_prompts import (
     Box,
     FramePrompt,
@@ -165,6 +165,8 @@ class PromptSession:
         self._predicted_frame = 0
         self._truth: tuple[int, tuple] | None = None
         self._annotated: list[int] | None = None
+        # What the list of frames to check depends on, and the frames that it is selected from.
+        self._suspects: tuple[Any, list[FrameToCheck]] = None, []
         # What is saved: the last revision, and prompts that are encoded already.
         self._revision = 0
         self._stored: WeakKeyDictionary[FramePrompt, StoredPrompt] = WeakKeyDictionary()
@@ -175,9 +177,9 @@ class PromptSession:
             store.acquire()
             self._load(store)
         # Read the first annotated frame to list the objects of the ground truth.
-        for t in range(self.num_frames):
-            if self.truth(t) is not None:
-                break
+        for t in self.source.annotated_frames(self.i):
+            self.truth(t)
+            break
 
     def frame(self, t: int) -> np.ndarray:
         """Return frame ``t``, ``[H,W,3]`` uint8 RGB."""
@@ -211,14 +213,17 @@ class PromptSession:
             identity: identity of the object. If None (default), one more than the largest number.
         """
         if identity is None:
-            numbers = [o for o in (*self.objects, *self._deleted) if isinstance(o, int)]
-            identity = max(numbers, default=0) + 1
+            identity = self._next_number()
         if identity not in self.objects:
             edits = self._edits()
             self._list_object(identity)
             self._deleted.discard(identity)
             self._record(edits)
         return identity
+
+    def _next_number(self) -> int:
+        numbers = [o for o in (*self.objects, *self._deleted) if isinstance(o, int)]
+        return max(numbers, default=0) + 1
 
     def _list_object(self, identity: ObjectId) -> None:
         if identity not in self.objects:
@@ -476,10 +481,8 @@ class PromptSession:
             DataError: there is no such proposal.
         """
         chosen = self.proposals.take(indices)
-        numbers = [o for o in (*self.objects, *self._deleted) if isinstance(o, int)]
-        first = max(numbers, default=0) + 1
         masks: dict[ObjectId, np.ndarray] = {
-            first + n: proposal.mask for n, proposal in enumerate(chosen)
+            n: proposal.mask for n, proposal in enumerate(chosen, self._next_number())
         }
         return self._add_masks(self.proposals.frame, masks, "automatic") if masks else []
 
@@ -838,8 +841,11 @@ class PromptSession:
         Args:
             limit: maximum length of the list.
         """
+        key = self._tracks.changes, dict(self.names)
+        if self._suspects[0] != key:
+            self._suspects = key, find_suspects(self._tracks, self.size, self.names)
         skipped = {k: None for k in self._tracks if k[1] in self.accepted} | self.prompts
-        return frames_to_check(self._tracks, skipped, self.size, limit, self.names)
+        return frames_to_check(self._suspects[1], skipped, limit)
 
     def timeline(self) -> dict[str, list[int]]:
         """Return the frames to mark on the timeline, in ascending order.
@@ -849,7 +855,7 @@ class PromptSession:
             ``accepted`` and ``annotated`` (with ground truth).
         """
         if self._annotated is None:
-            self._annotated = [t for t in range(self.num_frames) if self._is_annotated(t)]
+            self._annotated = list(self.source.annotated_frames(self.i))
         frames = {
             "prompted": {t for _, t in self.prompts},
             "corrected": {t for (_, t), prompt in self.prompts.items() if prompt.correction},
@@ -858,12 +864,6 @@ class PromptSession:
             "annotated": self._annotated,
         }
         return {kind: sorted(numbers) for kind, numbers in frames.items()}
-
-    def _is_annotated(self, t: int) -> bool:
-        if not self.source.has_masks:
-            return False
-        # A mask file shows this without being decoded.
-        return bool(self.source.mask_paths(self.i, t)) or self.truth(t) is not None
 
     # Files.
 

@@ -83,15 +83,20 @@ class TrackedMasks(dict[ObjectFrame, TrackedMask]):
     Args:
         video: name of the video.
         size: H and W of its frames.
+
+    Attributes:
+        unsaved_frames: the frames whose masks are not saved yet.
+        changes: number of times that :meth:`change` changed masks.
     """
 
     def __init__(self, video: str, size: tuple[int, int]) -> None:
         super().__init__()
-        self.video, self.size = video, size
+        self.video, self.size, self.changes = video, size, 0
         self.unsaved_frames: set[int] = set()
 
     def change(self, masks: Mapping[ObjectFrame, TrackedMask | None]) -> None:
         """Replace masks; None removes one."""
+        self.changes += bool(masks)
         for key, mask in masks.items():
             if mask is None:
                 self.pop(key, None)

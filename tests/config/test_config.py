@@ -381,10 +381,6 @@ def test_invalid_value_is_reported_with_a_fix(text):
             ["dataset.replay=0.5", "0 with type=synthetic"],
         ),
         (
-            ["trainer.average_with_start=0.5", "model.lora_modules=[memory_attention]"],
-            ["trainer.average_with_start=0.5", "null with model.lora_modules"],
-        ),
-        (
             ["trainer.average_with_start=0.5", "model.checkpoint=random"],
             ["trainer.average_with_start=0.5", "null with model.checkpoint=random"],
         ),

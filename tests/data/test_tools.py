@@ -35,11 +35,13 @@ from sam2kit.config.schema import DatasetConfig
 from sam2kit.data import ConnectedObjects, convert, open_source
 from sam2kit.data.detection import detect_layout
 from sam2kit.data.doctor.report import run_doctor
+from sam2kit.data.sources import shapes
 from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.cvat import CVATDataset, frame_list, mask_element
 from sam2kit.data.sources.label_studio import LabelStudioDataset, decode_brush
 from sam2kit.data.sources.labelme import LabelMeDataset
 from sam2kit.data.sources.shapes import box_corners
+from sam2kit.data.sources.video_decoder import VideoFile
 from sam2kit.data.sources.video_files import VideoFileDataset
 from sam2kit.data.sources.yolo import YOLODataset
 from sam2kit.utils.errors import ConfigError, DataError
@@ -444,14 +446,21 @@ def test_videos_of_label_studio(tmp_path):
         LabelStudioDataset(tmp_path, strict=True)
 
 
-def test_all_files_of_a_label_studio_project_are_read(tmp_path):
+def test_all_files_of_a_label_studio_project_are_read(tmp_path, monkeypatch):
     for name in "ab":
         save_video(tmp_path / f"{name}.mp4", [0, 10, 20, 30, 40])
         task = video_task(f"{name}.mp4", [key_frame(1, square(0, 0)), key_frame(3, square(0, 4))])
         save_json(tmp_path / f"project-{name}.json", [task])
     source = open_source(tmp_path)
     assert source.names == ["a", "b"]
-    assert all(source.read_masks(i, 0) for i in range(2))
+    # Opening a video file reads all of it, so it must not be repeated when the videos alternate.
+    opened = []
+    monkeypatch.setattr(shapes, "VideoFile", lambda path: opened.append(path) or VideoFile(path))
+    for t in (0, 2, 1):
+        for i in range(2):
+            assert source.read_frame(i, t).mean() == pytest.approx(10 * t, abs=3)
+            assert source.num_frames(i) == 5 and (t == 1 or source.read_masks(i, t))
+    assert len(opened) == 2
 
 
 def test_several_annotators_of_label_studio(tmp_path, messages):

@@ -17,6 +17,7 @@ from loguru import logger
 
 from sam2kit.cli.main import main
 from sam2kit.config.loading import load_config
+from sam2kit.data.fingerprint import FrameHasher
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.evaluation import scored_split, statistics
 from sam2kit.evaluation.evaluate import (
@@ -298,15 +299,20 @@ def test_calibrating_on_validation_videos_is_rejected(config, runs, tmp_path):
     assert "valdataset.split" in error.value.hint
 
 
-def test_calibration_videos_are_recognised_by_their_frames(config, runs, tmp_path):
+def test_calibration_videos_are_recognised_by_their_frames(config, runs, tmp_path, monkeypatch):
     """Other datasets have videos of the same names, and copies may have other names."""
     config.dataset.data_path = str(make_textured(tmp_path / "one", {"a": 4, "b": 4}))
     data = make_textured(tmp_path / "two", {"c": 4, "d": 4})
     for folder in (data / "JPEGImages", data / "Annotations"):
         (folder / "c").rename(folder / "a")
     config.valdataset.data_path, config.evaluation.calibration_videos = str(data), 1
+    hashed, digest = [], FrameHasher.__call__
+    monkeypatch.setattr(
+        FrameHasher, "__call__", lambda self, *at: hashed.append(at) or digest(self, *at)
+    )
     evaluation = evaluate(config, runs, tmp_path / "out")
     assert evaluation.metrics["calibration"]["videos"] == ["a"]
+    assert len(set(hashed)) == len(hashed) > 0  # decoding a frame may take long
     for folder in ("JPEGImages", "Annotations"):
         shutil.copytree(tmp_path / "one" / folder / "a", data / folder / "copy")
     with pytest.raises(ConfigError, match="'a'.*'copy'") as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from sam2kit.data.lineage import read_tracks, tracks_from, write_tracks
 from sam2kit.data.sources import mask_values
 from sam2kit.data.sources.base import FrameRange
 from sam2kit.data.sources.mask_values import decide
+from sam2kit.evaluation import field_scores as field_score_module
 from sam2kit.evaluation.evaluate import AFTER, COPY, evaluate, evaluate_predictions
 from sam2kit.evaluation.field_scores import field_scores
 from sam2kit.evaluation.label_results import find_label_results, score_label_results
@@ -111,6 +114,22 @@ def test_stacks_of_labels(tmp_path):
     evaluation = evaluate_predictions(tmp_path / "res", overrides("tiff", data), tmp_path / "out")
     row = evaluation.metrics["trackers"]["res"]
     assert (row["J&F"], row["SEG"], row["DET"], row["TRA"]) == (1, 1, 1, 1)
+
+
+def test_label_images_of_a_stack_are_not_collected_in_memory(tmp_path, monkeypatch):
+    source, images = open_source(make_stacks(tmp_path)), []
+
+    make_image, counts = field_score_module._label_image, []
+
+    def label_image(*args):
+        image = make_image(*args)
+        images.append(weakref.ref(image))
+        counts.append(sum(reference() is not None for reference in images))
+        return image
+
+    monkeypatch.setattr(field_score_module, "_label_image", label_image)
+    scores = field_scores(source, 0, partial(source.read_masks, 0))
+    assert scores["TRA"] == 1 and len(counts) == 2 * source.num_frames(0) and max(counts) < 5
 
 
 def test_png_masks_are_interpreted_once(tmp_path, monkeypatch):

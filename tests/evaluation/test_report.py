@@ -97,10 +97,10 @@ def test_the_model_is_compared_with_the_baselines_in_words(tmp_path, trackers, s
     good, bad = trackers
     evaluation = Evaluation(Config(), source, named([bad, good], "tuned", COPY), tmp_path)
     (sentence,) = evaluation.verdicts
-    assert sentence.startswith("tuned is worse than copying the first mask (J&F -0.")
+    assert sentence.startswith("tuned scores lower than copying the first mask (J&F -0.")
     assert sentence.replace("&", "&amp;") in write_report(evaluation).read_text()
     evaluation = Evaluation(Config(), source, named([good, bad], "tuned", BEFORE), tmp_path)
-    assert evaluation.verdicts[0].startswith("tuned is better than the model before training")
+    assert evaluation.verdicts[0].startswith("tuned scores higher than the model before training")
     assert Evaluation(Config(), source, trackers, tmp_path).verdicts == []
     one = [DataSetScores(t.tracker, t.videos[:1]) for t in named(trackers, "tuned", COPY)]
     assert "chance" in Evaluation(Config(), source, one, tmp_path).verdicts[0]
@@ -189,13 +189,14 @@ def test_intervals_and_moving_objects_of_enough_videos(tmp_path):
     square = np.zeros((64, 64), bool)
     square[10:40, 10:40] = True
     results = []
-    for tracker, shift in (("tuned", lambda n: n), (COPY, lambda n: 20 * (n < 4) + n)):
+    shifts = {"tuned": lambda n: n, COPY: lambda n: 20 * (n < 4) + n, "worst": lambda n: 20 + n}
+    for tracker, shift in shifts.items():
         results.append(DataSetScores(tracker))
         for n, name in enumerate(names):
             scorer = VideoScorer(name, CONVENTIONS["all_frames"], [1])
             scorer.add(0, {1: square}, {1: np.roll(square, shift(n), 1)})
             results[-1].videos.append(scorer.result())
-    evaluation = Evaluation(Config(), source, results, tmp_path)
+    evaluation = Evaluation(Config(), source, results[:2], tmp_path)
     page = write_report(evaluation).read_text()
     row = score_rows(evaluation)[0]
     assert 0 < row["low"] < row["J&F"] < row["high"] < 1
@@ -210,6 +211,9 @@ def test_intervals_and_moving_objects_of_enough_videos(tmp_path):
     equal = [results[0], DataSetScores(COPY, results[0].videos)]
     (sentence,) = Evaluation(Config(), source, equal, tmp_path).verdicts
     assert "+0.000 to +0.000" in sentence and sentence.endswith("may be due to chance")
+    worse = [results[0], DataSetScores(COPY, results[2].videos)]
+    (sentence,) = Evaluation(Config(), source, worse, tmp_path).verdicts
+    assert sentence.startswith("tuned is better than") and "chance" not in sentence
 
 
 def test_each_kind_of_error_has_its_colour():

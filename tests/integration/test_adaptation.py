@@ -133,7 +133,9 @@ def test_results_depend_on_the_weights_and_on_the_whole_recipe(tmp_path, monkeyp
     assert training_key(job, tmp_path, Sizes(steps=3)) != key
 
 
-def test_average_of_a_checkpoint_equals_the_option(toy_config, tmp_path):
+@pytest.mark.parametrize("lora_modules", [[], ["image_encoder"]])
+def test_average_of_a_checkpoint_equals_the_option(toy_config, tmp_path, lora_modules):
+    toy_config.model.lora_modules = lora_modules
     toy_config.model.checkpoint, toy_config.trainer.max_epochs = "nano", 1
     toy_config.dataset.synthetic_videos, toy_config.optimizer.lr = 2, 1e-3
     trained = fit(toy_config, tmp_path / "trained")

@@ -17,8 +17,15 @@ import sam2kit.models.checkpoints as checkpoints
 from sam2kit.data.clip import collate
 from sam2kit.data.transforms import normalize
 from sam2kit.models.checkpoint_io import read_checkpoint
-from sam2kit.models.checkpoints import create_sam2_model, guess_size, load_weights, save_weights
+from sam2kit.models.checkpoints import (
+    create_sam2_model,
+    guess_size,
+    load_weights,
+    save_weights,
+    source_config,
+)
 from sam2kit.models.plain_sam2 import track_steps
+from sam2kit.models.run_splits import checkpoint_splits
 from sam2kit.models.sam2 import build_sam2_model, module_path
 from sam2kit.prompts.prompt import Prompt
 from sam2kit.utils.errors import CheckpointError
@@ -132,6 +139,14 @@ def test_compressed_tensors_are_not_expanded(official, tmp_path):
     assert read_checkpoint(official)
     with pytest.raises(CheckpointError, match="compressed"):
         read_checkpoint(bomb)
+
+
+def test_files_of_pytorch_before_1_6_have_a_configuration(official, tmp_path):
+    """They cannot be memory-mapped."""
+    content = read_checkpoint(official)
+    torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert source_config(tmp_path / "old.pt")[0].model.size == "nano"
+    assert checkpoint_splits(tmp_path / "old.pt") is None
 
 
 def test_files_with_other_content(tiny_config, tmp_path):

@@ -118,6 +118,19 @@ def test_outdated_lines_do_not_accumulate(store):
     assert store.load_tracked("a") == expected
 
 
+def test_saving_does_not_read_the_file_again_and_again(store, monkeypatch):
+    reads = []
+    read = AnnotationStore._read_lines
+    monkeypatch.setattr(
+        AnnotationStore, "_read_lines", lambda self, video: reads.append(video) or read(self, video)
+    )
+    mask = TrackedMask(counts(square(1, 1)))
+    for t in range(0, 3000, 10):
+        store.save_tracked("a", {t + n: [(1, mask)] for n in range(10)})
+    assert len(reads) == 2  # at 510 and 2050 lines
+    assert len(store.load_tracked("a")) == 3000
+
+
 def test_accepted_frames(store):
     first, second = square(0, 0), square(9, 9)
     prompts = [

@@ -393,9 +393,9 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 def test_the_checkpoint_is_read_once_and_before_the_folder_is_made(tmp_path, monkeypatch, capsys):
     reads = []
 
-    def read(path):
+    def read(path, mmap=False):
         reads.append(path)
-        return read_checkpoint(path)
+        return read_checkpoint(path, mmap)
 
     monkeypatch.setattr(checkpoints, "read_checkpoint", read)
     (video,), out = films(tmp_path, "a.mp4"), tmp_path / "out"

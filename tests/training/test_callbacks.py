@@ -19,6 +19,7 @@ from sam2kit.data.clip import collate
 from sam2kit.data.clip_dataset import ClipDataset
 from sam2kit.data.sources.base import VideoSource
 from sam2kit.models.checkpoints import create_sam2_model, load_run
+from sam2kit.models.lora import merged_state
 from sam2kit.training import trainer as trainer_module
 from sam2kit.training.callbacks import AverageWeights, LogProgress
 from sam2kit.training.datamodule import SAM2LightningDataModule
@@ -105,6 +106,25 @@ def test_average_with_the_start_is_validated_and_saved(toy_config, tmp_path, sta
     assert all(torch.equal(saved["state_dict"][f"model.{k}"], v) for k, v in seen[-1].items())
     _, model = load_run(result.best_checkpoint)
     assert all(torch.equal(seen[-1][k], v) for k, v in model.state_dict().items())
+
+
+def test_average_with_the_start_averages_the_product_of_lora(toy_config, tmp_path, start):
+    toy_config.model.lora_modules = ["memory_attention"]
+    toy_config.trainer.max_epochs = 1
+    trained = fit(toy_config, tmp_path / "usual").last_checkpoint
+    toy_config.trainer.average_with_start = 0.25
+    averaged = fit(toy_config, tmp_path / "averaged").last_checkpoint
+    starting = torch.load(start, weights_only=True)["model"]
+    one, other = (merged_state(load_run(path)[1]) for path in (trained, averaged))
+    moved = 0
+    for name, weight in starting.items():
+        torch.testing.assert_close(other[name], torch.lerp(one[name], weight, 0.25))
+        moved += not torch.equal(one[name], weight)
+    assert moved > 0
+    # LoRA of the starting checkpoint is merged, so the new LoRA starts at zero.
+    toy_config.model.checkpoint, toy_config.optimizer.lr = str(trained), 1e-9
+    again = merged_state(load_run(fit(toy_config, tmp_path / "again").last_checkpoint)[1])
+    assert all(torch.allclose(again[name], weight, atol=1e-5) for name, weight in one.items())
 
 
 def test_average_with_the_start_resumes_exactly(toy_config, tmp_path, start):

@@ -216,6 +216,12 @@ def test_curves():
         curves({})
 
 
+def test_more_than_four_panels_are_drawn_in_rows():
+    figure = curves({f"stage {i}": {"loss": ([1, 2], [3.0, 2.0])} for i in range(6)})
+    cells = [axes.get_subplotspec() for axes in figure.axes]
+    assert [cell.rowspan.start for cell in cells] == [0, 0, 0, 0, 1, 1]
+
+
 def test_pyplot_is_never_imported():
     code = (
         "import sys, sam2kit.viz.plots, sam2kit.viz.overlays; "

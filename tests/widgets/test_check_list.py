@@ -7,7 +7,12 @@ from session_helpers import truth_center
 
 from sam2kit.data.rle import encode_mask
 from sam2kit.prompts.annotations import TrackedMask
-from sam2kit.widgets.check_list import FrameToCheck, frames_to_check
+from sam2kit.widgets import check_list, prompt_session
+from sam2kit.widgets.check_list import FrameToCheck, find_suspects
+
+
+def frames_to_check(tracks, skipped, size, limit, names=None):
+    return check_list.frames_to_check(find_suspects(tracks, size, names), skipped, limit)
 
 
 def test_frames_to_check(session):
@@ -64,3 +69,18 @@ def test_accepted_and_prompted_frames_need_no_check(session, monkeypatch):
     session.accept([2, 3])
     assert {f.frame for f in session.frames_to_check()} == {1, 4, 5}
     assert len(session.frames_to_check(limit=2)) == 2
+
+
+def test_clicks_do_not_search_all_tracked_masks_again(session, monkeypatch):
+    searches = []
+    monkeypatch.setattr(
+        prompt_session, "find_suspects", lambda *args: searches.append(1) or find_suspects(*args)
+    )
+    session.click(1, 0, *truth_center(session))
+    list(session.propagate())
+    session.frames_to_check()
+    session.click(1, 3, *truth_center(session))
+    session.frames_to_check()
+    assert len(searches) == 1
+    session.delete_object(1)
+    assert session.frames_to_check() == [] and len(searches) == 2

@@ -162,6 +162,21 @@ def test_unreadable_files_are_reported_with_their_frame(browser, tmp_path):
     assert Image.open(io.BytesIO(browser.snapshot())).width > 300
 
 
+def test_pixel_values_have_one_meaning_in_all_videos(tmp_path):
+    """As in an evaluation: 255 is void if the tracker's other masks have object numbers."""
+    for video, values in (("a", (1, 2)), ("b", (255, 255))):
+        ids = np.zeros(SIZE, np.uint8)
+        ids[square(0, 0)], ids[square(12, 20)] = values
+        (tmp_path / "run" / video).mkdir(parents=True)
+        Image.fromarray(ids).save(tmp_path / "run" / video / "00000.png")
+    masks = {1: square(0, 0), 2: square(12, 20)}
+    source = ArraySource(**{name: [(grey(), masks)] for name in "ab"})
+    for first in "ab":
+        browser = ClipBrowser(source, first, predictions={"run": tmp_path / "run"})
+        read = browser.video_layers.masks("run", 0, SIZE)
+        assert set(read) == ({1, 2} if first == "a" else set())
+
+
 def test_video_without_predictions_is_rejected_and_the_current_one_remains(browser):
     with pytest.raises(DataError, match="'full'.* video 'b'"):
         browser.show_video("b")

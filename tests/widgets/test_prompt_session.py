@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_helpers import square
+from data_helpers import make_coco, save_json, square
 from PIL import Image
 from session_helpers import LENGTH, SAMPLES, Clips, content, png, truth_center
 
 from sam2kit.data.build import open_source
 from sam2kit.data.sources.base import SelectedVideos
+from sam2kit.data.sources.coco import COCODataset
 from sam2kit.data.sources.corrected import CorrectedSource
 from sam2kit.data.sources.frame_folders import VideoDataset
 from sam2kit.data.sources.training_set import TrainingSet
@@ -391,8 +392,12 @@ def test_timeline(session):
     }
 
 
-def test_timeline_reads_no_masks_that_have_files(model):
-    session = PromptSession(VideoDataset(SAMPLES), 0, model)
+@pytest.mark.parametrize("kind", ["files", "json"])
+def test_timeline_reads_no_masks(model, tmp_path, kind):
+    source = VideoDataset(SAMPLES)
+    if kind == "json":
+        source = COCODataset(save_json(tmp_path / "coco.json", make_coco(tmp_path)))
+    session = PromptSession(source, 0, model)
     session.source.read_masks = None
     assert session.timeline()["annotated"] == list(range(session.num_frames))
 

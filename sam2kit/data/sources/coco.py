@@ -21,7 +21,7 @@ from sam2kit.data.sources.base import IDENTITY, LeftOut, ObjectId, Remark, Video
 from sam2kit.data.sources.coco_index import CocoIndex, polygons_of
 from sam2kit.data.sources.dropped import DroppedFiles
 from sam2kit.data.sources.frame_folders import read_scaled
-from sam2kit.data.sources.listing import read_split, stem
+from sam2kit.data.sources.listing import read_split, stem, unpacked
 from sam2kit.utils.errors import DataError
 
 
@@ -356,7 +356,7 @@ class COCODataset(VideoSource):
             raise DataError(
                 f"{self._where(i, t)} was opened without image files", hint="set files=True"
             )
-        return self._roots[self._locations[i][0]] / self._paths[i].split("\0")[t]
+        return self._roots[self._locations[i][0]] / unpacked(self._paths[i], "\0")[t]
 
 
 def list_files(annotation_file: str | Path | Sequence[str | Path]) -> list[Path]:

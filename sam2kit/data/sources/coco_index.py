@@ -25,7 +25,7 @@ from msgspec import Raw, Struct
 
 from sam2kit.data.sources.base import LeftOut, ObjectId
 from sam2kit.data.sources.frame_names import group_frames, repeated
-from sam2kit.data.sources.listing import natural_key
+from sam2kit.data.sources.listing import natural_key, unpacked
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.readers import MAX_DATA_BYTES, MAX_FRAMES, check_depth, check_size, parse_json
 from sam2kit.utils.text import plural
@@ -524,7 +524,7 @@ class CocoIndex:
     def frame(self, v: int, t: int) -> str:
         """Name frame ``t`` of video ``v`` in error messages."""
         if self._by_image:
-            return f"image {self._ids[v].split(chr(0))[t]}"
+            return f"image {unpacked(self._ids[v], chr(0))[t]}"
         return f"frame {t} of video {self.names[v]!r}"
 
     def masks(self, v: int, t: int) -> list[StoredMask]:

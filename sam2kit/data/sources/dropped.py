@@ -196,7 +196,7 @@ class DroppedFiles:
                 "00000, 00001, ...",
             )
         if paths := self._annotation_files():
-            noun, fix = "file{} of annotations", "give it as the data path to use it"
+            noun, fix = "annotation file{}", "pass the file to use as the data path"
             kind = NOTE if self.has_masks else IGNORED
             yield _remark(kind, paths, f"{_not_read(paths, noun)}; {fix}")
 

@@ -21,6 +21,7 @@ from sam2kit.data.sources.listing import (
     same_form,
     sort_files,
     stem,
+    unpacked,
 )
 from sam2kit.data.sources.mask_files import JPEG_KINDS, MaskFiles, share_decision
 from sam2kit.data.sources.mask_search import split_masks
@@ -210,11 +211,11 @@ class VideoDataset(MaskedFrames):
         return self._frames[i].count("/") + 1
 
     def frame_name(self, i: int, t: int) -> str:
-        return stem(self._frames[i].split("/")[t])
+        return stem(unpacked(self._frames[i])[t])
 
     def frame_path(self, i: int, t: int) -> Path:
         """Return the file of frame ``t`` of video ``i``."""
-        return self._folders[i] / self._frames[i].split("/")[t]
+        return self._folders[i] / unpacked(self._frames[i])[t]
 
     def video_path(self, i: int) -> Path:
         """Return the folder of the frames of video ``i``."""

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +127,15 @@ def require_utf8(path: str) -> None:
             f"{folder or '.'} contains a name that is not UTF-8: {shown}",
             hint="rename it, for example with: convmv -f latin1 -t utf8 -r --notest FOLDER",
         )
+
+
+@lru_cache(32)
+def unpacked(names: str, separator: str = "/") -> list[str]:
+    """Split the names of the frames of a video, which sources keep as one string.
+
+    Recent results are cached, because every access to a frame would split the names of all frames.
+    """
+    return names.split(separator)
 
 
 def same_form(name: str) -> str:

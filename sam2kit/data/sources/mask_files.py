@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from sam2kit.data.sources.listing import (
     list_folder,
     same_form,
     stem,
+    unpacked,
 )
 from sam2kit.data.sources.mask_values import MaskDecision, values_in
 from sam2kit.utils.errors import DataError
@@ -26,7 +28,16 @@ from sam2kit.utils.sampling import evenly_spaced
 OBJECTS_FILE = "objects.json"
 # Kinds of values that survive the compression of JPEG; see MaskValues.
 JPEG_KINDS = ("binary", "threshold")
-_SAMPLED_VIDEOS = 256
+SAMPLED_VIDEOS = 256  # maximum number of videos whose masks are read to decide what values mean
+
+
+class MaskSample(Protocol):
+    """The mask files of one video, of which some can be read to decide what their values mean."""
+
+    decision: MaskDecision
+
+    def sample(self, count: int) -> list[Path]:
+        """Return up to ``count`` evenly spaced mask files whose pixels hold object numbers."""
 
 
 class MaskFiles:
@@ -90,7 +101,7 @@ class MaskFiles:
         else:
             self._add_objects(listing.folders)
         del self._frame_index  # may not be picklable, and is no longer needed
-        self.decision = MaskDecision(self.sample(_SAMPLED_VIDEOS), where=folder)
+        self.decision = MaskDecision(self.sample(SAMPLED_VIDEOS), where=folder)
 
     def _add_objects(self, folders: list[str]) -> None:
         """Add one folder per object."""
@@ -155,16 +166,13 @@ class MaskFiles:
         if None not in self._files:
             return []
         below, names = self._files[None]
-        files = [name for name in names.split("/") if name]
+        files = [name for name in unpacked(names) if name]
         return [self.folder / below / files[k] for k in evenly_spaced(len(files), count)]
 
     def annotated(self) -> list[int]:
         """Return the indices of the frames that have a mask file, sorted."""
         frames = {
-            t
-            for _, names in self._files.values()
-            for t, name in enumerate(names.split("/"))
-            if name
+            t for _, names in self._files.values() for t, name in enumerate(unpacked(names)) if name
         }
         return sorted(frames)
 
@@ -174,7 +182,7 @@ class MaskFiles:
         An id of None means that the pixels of the file hold the object numbers.
         """
         for object_id, (below, names) in self._files.items():
-            if name := names.split("/")[t]:
+            if name := unpacked(names)[t]:
                 yield object_id, self.folder / below / name
 
     def read(self, t: int, frame: str, size: tuple[int, int]) -> dict[ObjectId, np.ndarray] | None:
@@ -245,7 +253,7 @@ def read_object_names(path: Path) -> dict[int, ObjectId]:
 
 
 def share_decision(
-    mask_files: Sequence[MaskFiles], kind: str, colours: str | None, where: object
+    mask_files: Sequence[MaskSample], kind: str, colours: str | None, where: object
 ) -> MaskDecision:
     """Make one decision about the pixel values of all videos of a dataset.
 
@@ -258,8 +266,8 @@ def share_decision(
     Raises:
         DataError: the colour table cannot be read.
     """
-    count = max(1, -(-_SAMPLED_VIDEOS // max(len(mask_files), 1)))
-    step = max(1, len(mask_files) // _SAMPLED_VIDEOS)
+    count = max(1, -(-SAMPLED_VIDEOS // max(len(mask_files), 1)))
+    step = max(1, len(mask_files) // SAMPLED_VIDEOS)
     paths = [path for files in mask_files[::step] for path in files.sample(count)]
     decision = MaskDecision(paths, kind, colours, where)
     for files in mask_files:

@@ -292,7 +292,10 @@ class ShapeDataset(VideoSource):
         problems.read.clear()  # each DataLoader worker would copy it
         # How frames of more than 8 bits are scaled; data/build.py sets the configured rule.
         self.scaler = VideoScaler(IntensityRule())
-        self._open: tuple[int, VideoFile] | None = None
+        # Opening a video file reads all of its packets, so it is done once per file. The decoder of
+        # only one file is kept open.
+        self._files: dict[Path, VideoFile] = {}
+        self._latest: VideoFile | None = None
         # Per video and frame: the ids of the shapes that are matched from frame to frame.
         self._matched: OrderedDict[int, dict[int, list[ObjectId]]] = OrderedDict()
         # Per video: the shapes that were left out on reading, by frame and number.
@@ -317,18 +320,14 @@ class ShapeDataset(VideoSource):
         where, message = next(iter(unreadable.values()))
         return [LeftOut("masks", len(unreadable), where, message)]
 
-    def _video_file(self, i: int, path: Path) -> VideoFile:
-        if self._open is None or self._open[0] != i:
-            if self._open is not None:
-                self._open[1].close()
-            self._open = i, VideoFile(path)
-        return self._open[1]
+    def _video_file(self, path: Path) -> VideoFile:
+        if path not in self._files:
+            self._files[path] = VideoFile(path)
+        return self._files[path]
 
     def num_frames(self, i: int) -> int:
         frames = self._videos[i].frames
-        return (
-            len(frames) if isinstance(frames, list) else self._video_file(i, frames).num_frames(0)
-        )
+        return len(frames) if isinstance(frames, list) else self._video_file(frames).num_frames(0)
 
     def _check(self, i: int, t: int) -> AnnotatedVideo:
         if not 0 <= t < self.num_frames(i):
@@ -348,7 +347,7 @@ class ShapeDataset(VideoSource):
 
     def frame_rate(self, i: int) -> float:
         frames = self._videos[i].frames
-        return DEFAULT_FPS if isinstance(frames, list) else self._video_file(i, frames).fps
+        return DEFAULT_FPS if isinstance(frames, list) else self._video_file(frames).fps
 
     def video_path(self, i: int) -> Path | None:
         frames = self._videos[i].frames
@@ -360,7 +359,11 @@ class ShapeDataset(VideoSource):
         frames = self._check(i, t).frames
         if isinstance(frames, list):
             return read_scaled(self, self.scaler, i, t)
-        return self._video_file(i, frames).read_frame(0, t)
+        file = self._video_file(frames)
+        if self._latest is not None and self._latest is not file:
+            self._latest.close()
+        self._latest = file
+        return file.read_frame(0, t)
 
     def read_masks(self, i: int, t: int) -> dict[ObjectId, np.ndarray] | None:
         if t not in self._check(i, t).annotated:
@@ -381,7 +384,7 @@ class ShapeDataset(VideoSource):
         if isinstance(video.frames, list):
             size = image_size(video.frames[t])
         else:
-            size = self._video_file(i, video.frames).size
+            size = self._video_file(video.frames).size
         filled = []
         for n, shape in enumerate(shapes):
             try:
