@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sam2kit.data.pictures import read_labels
 from sam2kit.data.sources.base import ObjectId, VideoSource
 from sam2kit.data.sources.listing import find_entry, list_folder
 from sam2kit.data.sources.mask_files import SAMPLED_VIDEOS, object_names, share_decision
+from sam2kit.data.sources.mask_search import is_frame_folder
 from sam2kit.data.sources.mask_values import MaskDecision
 from sam2kit.evaluation.prompt_protocols import first_visible_frames
 from sam2kit.evaluation.scores import (
@@ -23,6 +25,8 @@ from sam2kit.evaluation.scores import (
 from sam2kit.utils.errors import DataError
 from sam2kit.utils.paths import file_name
 from sam2kit.utils.sampling import evenly_spaced
+
+MAX_INNER = 64  # folders that are searched for results, if the given one has none
 
 
 def score_predictions(
@@ -65,7 +69,8 @@ def open_results(source: VideoSource, folder: Path) -> list[ResultMasks]:
         raise DataError(
             f"{folder} has no directory for {len(missing)} of {len(source)} videos, such as "
             f"{missing[0]!r}",
-            hint=f"store masks as {folder.name}/VIDEO/FRAME.png or, per object, as "
+            hint=_other_level(folder, source.names)
+            or f"store masks as {folder.name}/VIDEO/FRAME.png or, per object, as "
             f"{folder.name}/VIDEO/OBJECT/FRAME.png, or list the videos to score in "
             "valdataset.split",
         )
@@ -73,6 +78,16 @@ def open_results(source: VideoSource, folder: Path) -> list[ResultMasks]:
     # All files come from one tracker, so their values have the same meaning.
     share_decision(results, "auto", None, folder)
     return results
+
+
+def _other_level(folder: Path, names: Sequence[str]) -> str | None:
+    """Return a hint with the folder above or below that has results of all videos, or None."""
+    names_inside = sorted(list_folder(folder, ()).folders) if folder.is_dir() else []
+    inner = [folder / name for name in names_inside[:MAX_INNER] if not is_frame_folder(name)]
+    for other in (Path(os.path.normpath(folder / "..")), *inner):
+        if all(result_folder(other, name) is not None for name in names):
+            return f"give {other}, which has them"
+    return None
 
 
 def score_results(

@@ -69,6 +69,8 @@ def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> lis
         ConfigError: no override has several values, or the configuration of a trial is invalid, has
             missing data or uses several devices.
     """
+    from hydra.errors import HydraException
+
     fixed: list[str] = []
     axes: list[list[str]] = []
     for text in map(literal_text, overrides):
@@ -78,7 +80,7 @@ def plan_trials(config_file: str | Path | None, overrides: Sequence[str]) -> lis
             continue
         try:
             values = list(parsed.sweep_string_iterator())
-        except (NotImplementedError, ValueError) as error:
+        except (HydraException, NotImplementedError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(
                 f"{COMMAND_LINE}: cannot read {text!r} ({reason})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,12 @@ def test_video_files_with_a_coco_file(tmp_path):
 def test_sav(tmp_path):
     root = make_sav(tmp_path)
     assert detect_layout(root).type == detect_layout(root / "a.mp4").type == "sav"
+    assert detect_layout(root / "a_manual.json") == replace(
+        detect_layout(root / "a.mp4"), reason="the SA-V masklets of a video"
+    )
+    (root / "a.mp4").unlink()
+    with pytest.raises(DataError, match=r"a_manual\.json is an SA-V .* video a\.mp4 is missing"):
+        detect_layout(root / "a_manual.json")
 
 
 def test_still_images(tmp_path):

@@ -354,6 +354,14 @@ def test_one_or_two_levels_above_a_data_set(make, tmp_path):
             assert source.has_masks
 
 
+def test_another_data_set_beside_the_one_that_is_read(tmp_path):
+    make_stacks(tmp_path / "cells")
+    make_davis(tmp_path / "davis", below="480p")
+    source = open_source(tmp_path)
+    assert all(name.startswith("cells/") for name in source.names)
+    assert any("davis/" in remark.where for remark in source.remarks)
+
+
 def test_volumes_three_levels_below(tmp_path):
     make_nifti(tmp_path / "p" / "q" / "s")
     source = open_source(tmp_path)

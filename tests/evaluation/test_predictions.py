@@ -109,6 +109,13 @@ def test_predictions_that_cannot_be_scored_are_rejected(truth, results):
         score_predictions(truth, results / "nowhere", DAVIS2017)
 
 
+def test_results_one_level_above_or_below_are_named(truth, results):
+    for wrong in (results.parent, results / "a"):
+        with pytest.raises(DataError) as error:
+            score_predictions(truth, wrong)
+        assert error.value.hint == f"give {results}, which has them"
+
+
 def test_a_folder_per_object(truth, tmp_path):
     """SAM 2's own tool with --per_obj_png_file, and SA-V's layout."""
     for i, name in enumerate(truth.names):

@@ -169,8 +169,9 @@ def test_a_score_of_mostly_absent_objects_is_explained(tmp_path):
     def evaluation(present: int) -> Evaluation:
         scorer = VideoScorer(source.names[0], CONVENTIONS["prompted"], [1])
         for t in range(6):
-            truth = {1: np.full((64, 64), t <= present)}
-            scorer.add(t, truth, {1: np.full((64, 64), t == 0)}, prompted=[1] if t == 0 else ())
+            mask = square(8, 8)
+            masks = ({1: mask & (t <= present)}, {1: mask & (t == 0)})
+            scorer.add(t, *masks, prompted=[1] if t == 0 else ())
         scores = DataSetScores("<lost>", [scorer.result()])
         return Evaluation(Config(), source, [scores], tmp_path)
 

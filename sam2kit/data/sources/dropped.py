@@ -43,7 +43,8 @@ HEAD_BYTES = 1 << 16  # read from a file to recognise it
 MAX_HEADS = 64  # files to recognise
 MAX_FOLDERS = 256  # folders to list in which nothing is read
 MAX_READ_FOLDERS = 1 << 10  # folders to list in all; there may be one per video
-MAX_DEPTH = 2  # levels to list below a folder in which something is read
+# Levels to list below a folder in which something is read: SET/JPEGImages/480p/VIDEO of DAVIS.
+MAX_DEPTH = 4
 
 
 @dataclass
@@ -109,7 +110,7 @@ class DroppedFiles:
         """Add the files in the dataset that may be data and that a source does not read.
 
         The folders from the dataset down to the files that are read are listed (the first
-        thousand of them), and up to two levels of the other folders in them.
+        thousand of them), and up to four levels of the other folders in them.
 
         Args:
             read: the files that the source reads.
