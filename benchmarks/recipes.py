@@ -64,7 +64,7 @@ from sam2kit.viz.tables import markdown_table
 MEMORY = "model.trainable_modules=[memory_attention,memory_encoder]"
 DECODER = "model.trainable_modules=[memory_attention,memory_encoder,sam_mask_decoder]"
 LORA = ("model.lora_modules=[image_encoder]", DECODER)
-REPLAY = "dataset.replay=0.25"  # that of configs/adapt.yaml
+REPLAY = "dataset.replay=0.25"  # as in configs/adapt.yaml
 # What a recipe may change is stated here, so that results do not follow configs/adapt.yaml.
 COMMON = (
     *("loss=nano", "model.trainable_modules=['*']", "optimizer.lr=1e-3"),
