@@ -170,11 +170,15 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
             raise DataError(message, key="trackers", hint="evaluate the run again")
     if not metrics_by_path:
         raise DataError("no runs to compare", hint="pass at least one directory")
-    names = _unique_names(list(metrics_by_path))
+    # The default directory RUN/evaluation is named after the run.
+    shown = {p: p.parent if p.name == "evaluation" else p for p in metrics_by_path}
+    if len(set(shown.values())) < len(shown):
+        shown = {path: path for path in metrics_by_path}
+    names = _unique_names(list(shown.values()))
     _number_videos(metrics_by_path)
     return [
-        EvaluatedRun(name, metrics_by_path[path], *_seed_and_settings(path, metrics_by_path[path]))
-        for path, name in names.items()
+        EvaluatedRun(names[shown[path]], metrics, *_seed_and_settings(path, metrics))
+        for path, metrics in metrics_by_path.items()
     ]
 
 

@@ -48,6 +48,17 @@ def test_runs_in_subfolders_get_unique_names(tmp_path):
     assert [run.name for run in find_runs([tmp_path / "two"])] == ["eval"]
 
 
+def test_the_default_directory_of_an_evaluation_is_named_after_its_run(tmp_path):
+    write_run(tmp_path / "tuned" / "evaluation", 0.5)
+    write_run(tmp_path / "tuned" / "others", 0.25)
+    assert [run.name for run in find_runs([tmp_path / "tuned"])] == ["tuned", "others"]
+    # A directory that contains evaluations and is one keeps the names apart.
+    metrics = (tmp_path / "tuned" / "others" / "metrics.json").read_text()
+    (tmp_path / "tuned" / "metrics.json").write_text(metrics)
+    names = {run.name for run in find_runs([tmp_path / "tuned"])}
+    assert names == {"tuned", "evaluation", "others"}
+
+
 def test_table_and_figure(tmp_path):
     runs = find_runs([write_run(tmp_path / "x", 0.5), write_run(tmp_path / "y", 0.25)])
     rows = comparison_rows(runs)
