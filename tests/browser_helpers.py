@@ -284,7 +284,7 @@ def _address(server: subprocess.Popen, folder: Path, runtime: Path, token: str) 
 
 
 @contextmanager
-def _running_lab(folder: Path) -> Iterator[Lab]:
+def running_lab(folder: Path) -> Iterator[Lab]:
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if chromium is None:
         pytest.skip(f"no Chromium on this machine ({', '.join(CHROMIUM)})")
@@ -320,7 +320,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """JupyterLab and Chromium, which consecutive tests share."""
     if not _running:
         stack = ExitStack()
-        running = stack.enter_context(_running_lab(tmp_path_factory.mktemp("lab")))
+        running = stack.enter_context(running_lab(tmp_path_factory.mktemp("lab")))
         _running.append((running, stack))
     return _running[0][0]
 
