@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from sam2kit.models.sam2 import (
     set_trainable,
 )
 from sam2kit.utils.errors import CheckpointError
-from sam2kit.utils.text import label_text
+from sam2kit.utils.text import label_text, visible_text
 
 HUB_CHECKPOINTS = {
     "sam2.1_hiera_tiny": ("facebook/sam2.1-hiera-tiny", "t"),
@@ -262,6 +263,16 @@ def _is_tensors(state: Any) -> TypeGuard[dict[str, Tensor]]:
     return isinstance(state, dict) and bool(state) and all(map(torch.is_tensor, state.values()))
 
 
+def _checkpoints_near(folder: Path) -> str:
+    """Return a hint with the checkpoints and runs in, below or directly above a directory."""
+    found = sorted(folder.glob("*.ckpt"))
+    patterns = ("../best.ckpt", "*/best.ckpt", "*/*/best.ckpt")
+    found += [file.parent for pattern in patterns for file in sorted(folder.glob(pattern))]
+    paths = [visible_text(os.path.normpath(path)) for path in found[:3]]
+    more = f" or one of {len(found) - 3} others" if len(found) > 3 else ""
+    return f"did you mean {', '.join(paths)}{more}?" if paths else ""
+
+
 def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
     """Find the file of a checkpoint, and download it if necessary.
 
@@ -303,7 +314,7 @@ def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
             f"{transformers_format.CONFIG_FILE})",
             key=key,
             value=str(source),
-            hint="give the path of a checkpoint file",
+            hint=_checkpoints_near(path) or "give the path of a checkpoint file",
         )
     name = str(source).removesuffix(".pt")
     if name not in HUB_CHECKPOINTS:

@@ -242,6 +242,18 @@ def test_run_directory_means_its_best_checkpoint(tiny_config, run):
     with pytest.raises(CheckpointError, match="no best.ckpt") as error:
         load_weights(model, run.parent)
     assert error.value.key == "model.checkpoint" and error.value.value == str(run.parent)
+    assert str(run.with_name("last.ckpt")) in error.value.hint
+
+
+@pytest.mark.parametrize("folder", ["runs", "runs/first/evaluation"])
+def test_a_folder_above_or_below_runs_is_answered_with_them(tmp_path, folder):
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name / "evaluation").mkdir(parents=True)
+        (tmp_path / "runs" / name / "best.ckpt").touch()
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.find_checkpoint(tmp_path / folder)
+    assert str(tmp_path / "runs" / "first") in error.value.hint
+    assert (str(tmp_path / "runs" / "second") in error.value.hint) == (folder == "runs")
 
 
 @pytest.mark.parametrize(
