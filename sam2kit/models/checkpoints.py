@@ -265,12 +265,12 @@ def _is_tensors(state: Any) -> TypeGuard[dict[str, Tensor]]:
 
 def _checkpoints_near(folder: Path) -> str:
     """Return a hint with the checkpoints and runs in, below or directly above a directory."""
-    found = sorted(folder.glob("*.ckpt"))
+    paths = sorted(folder.glob("*.ckpt"))
     patterns = ("../best.ckpt", "*/best.ckpt", "*/*/best.ckpt")
-    found += [file.parent for pattern in patterns for file in sorted(folder.glob(pattern))]
-    paths = [visible_text(os.path.normpath(path)) for path in found[:3]]
-    more = f" or one of {len(found) - 3} others" if len(found) > 3 else ""
-    return f"did you mean {', '.join(paths)}{more}?" if paths else ""
+    paths += [file.parent for pattern in patterns for file in sorted(folder.glob(pattern))]
+    names = [visible_text(os.path.normpath(path)) for path in paths[:3]]
+    more = f" or one of {len(paths) - 3} others" if len(paths) > 3 else ""
+    return f"did you mean {', '.join(names)}{more}?" if names else ""
 
 
 def find_checkpoint(source: str | Path, key: str = "model.checkpoint") -> Path:
