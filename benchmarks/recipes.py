@@ -1,7 +1,7 @@
 """Compare recipes for adapting a model to a few videos: ``python -m benchmarks.recipes``.
 
 The first recipe is ``configs/adapt.yaml``. Recipes whose names begin with it differ from it in one
-choice, and most others differ in one from ``base``. The nine sequences of DAVIS form three blocks.
+choice, and most others in one from ``base``. The nine sequences of DAVIS form three blocks.
 A recipe is trained on one block and scored on the other two. For every fold of ``benchmarks.proof``
 this is a cross-validation within its six training videos, so that the choice of a recipe need not
 use its test videos (``chosen_by_fold``). The same is done on a thermal-like and an endoscopy-like

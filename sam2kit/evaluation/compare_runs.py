@@ -170,7 +170,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[EvaluatedRun]:
             raise DataError(message, key="trackers", hint="evaluate the run again")
     if not metrics_by_path:
         raise DataError("no runs to compare", hint="pass at least one directory")
-    # The default directory RUN/evaluation is named after the run.
+    # An evaluation in RUN/evaluation, as in the documentation, is named after the run.
     shown = {p: p.parent if p.name == "evaluation" else p for p in metrics_by_path}
     if len(set(shown.values())) < len(shown):
         shown = {path: path for path in metrics_by_path}

@@ -125,3 +125,17 @@ def test_identifying_videos_and_their_digest_share_decoded_frames(
     assert len(calls) == more
     calls.clear()
     assert sampled_content(source) == digest and len(calls) == len(set(calls)) == decoded
+
+
+def test_sampled_frames_of_a_cut_of_several_videos(tmp_path, monkeypatch):
+    """Identifying frames come first, then others; runs store the digest of these frames."""
+    root = make_davis(tmp_path / "data", {"a": 20, "b": 9, "c": 14})
+    source = FrameRange(VideoDataset(root), 1, 20)
+    read = []
+    monkeypatch.setattr(fingerprint, "SAMPLED_FRAMES", 8)
+    monkeypatch.setattr(
+        fingerprint, "_readable_frame", lambda source, i, t, hasher: read.append((i, t)) or ""
+    )
+    sampled_content(source)
+    identifying = [(0, 15), (1, 3), (2, 3)]  # in numbers of the part; the others are before it
+    assert read == [*identifying, (0, 0), (0, 9), (1, 0), (2, 2), (2, 12)]

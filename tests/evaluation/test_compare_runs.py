@@ -48,7 +48,7 @@ def test_runs_in_subfolders_get_unique_names(tmp_path):
     assert [run.name for run in find_runs([tmp_path / "two"])] == ["eval"]
 
 
-def test_the_default_directory_of_an_evaluation_is_named_after_its_run(tmp_path):
+def test_an_evaluation_in_the_directory_of_its_run_is_named_after_the_run(tmp_path):
     write_run(tmp_path / "tuned" / "evaluation", 0.5)
     write_run(tmp_path / "tuned" / "others", 0.25)
     assert [run.name for run in find_runs([tmp_path / "tuned"])] == ["tuned", "others"]
